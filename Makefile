@@ -1,0 +1,65 @@
+# `make help` lists the targets. `make report` and `make test` are all that a fresh clone needs.
+# The first Python 3.7 that really starts: a pyenv shim is on PATH even where it leads nowhere.
+PY37 := $(shell for python in python3.7 "$$(pyenv root 2>/dev/null)"/versions/3.7*/bin/python; do \
+          "$$python" -c 'import sys; print(sys.executable)' 2>/dev/null && break; done)
+PYTHON ?= python3
+VENV := .venv/bin/python
+VENV19 := .venv-2019/bin/python
+PROFILE ?= sample
+# The sample's tiny BERT keeps one core busy, a real one all of them.
+JOBS ?= $(if $(filter sample,$(PROFILE)),2,1)
+export HF_HUB_DISABLE_TELEMETRY = 1
+# Two runtimes that spin while they wait slow each other down tenfold.
+export OMP_WAIT_POLICY = PASSIVE
+
+.PHONY: help report test test-2019 soak lint lab full data clean
+
+help:  ## list the targets
+	@grep -hE '^[a-z0-9-]+:.*## ' Makefile | sed 's/:.*## /\t/' | expand -t 14
+
+report: .venv/ready  ## run all notebooks (PROFILE=sample) and export build/PROFILE/index.html
+	$(VENV) report.py --profile $(PROFILE) --jobs $(JOBS) $(ARGS)
+
+test: .venv/ready-dev  ## the tests on today's stack
+	$(VENV) -m pytest tests -q
+
+test-2019: .venv-2019/ready  ## the same tests on the pinned stack of 2019 (needs Python 3.7)
+	$(VENV19) -m pytest tests -q
+
+soak: .venv/ready-dev  ## the tests with full counts: kills, simulations, all real reviews
+	SOAK=1 $(VENV) -m pytest tests -q
+
+lint: .venv/ready-dev  ## ruff (code and notebooks), vermin (calls that Python 3.7 lacks)
+	$(VENV) -m ruff check .
+	.venv/bin/vermin -t=3.7- --violations --no-tips helpers.py studies.py evaluate.py report.py pages.py \
+	  data tests
+
+lab: .venv/ready  ## JupyterLab, on localhost and with its token
+	$(VENV) -m jupyterlab --ip=127.0.0.1 notebooks
+
+full: .venv/ready  ## the long run on a GPU: bert-base-uncased, all of data/FILIMDB
+	$(VENV) report.py --profile full $(ARGS)
+
+data:  ## fetch FILIMDB into data/FILIMDB (or FILIMDB=archive-or-folder, SHA256=hex)
+	$(PYTHON) data/get_filimdb.py --source "$(FILIMDB)" --sha256 "$(SHA256)"
+
+clean:  ## remove what can be made again, but no environment and no data
+	rm -rf build .cache .pytest_cache .hypothesis .ruff_cache
+
+.venv/ready: requirements.txt
+	$(PYTHON) -c 'import sys; assert (3, 10) <= sys.version_info < (3, 13), \
+	  "today'"'"'s stack needs Python 3.10 to 3.12: make PYTHON=python3.11 ..."'
+	test -x $(VENV) || $(PYTHON) -m venv .venv
+	$(VENV) -m pip install -r requirements.txt
+	touch $@
+
+.venv/ready-dev: requirements-dev.txt .venv/ready
+	$(VENV) -m pip install -r requirements-dev.txt
+	touch $@
+
+.venv-2019/ready: requirements-2019.txt
+	@test -n "$(PY37)" || { echo "make: the pinned stack needs Python 3.7, and there is none on" \
+	  "PATH or in pyenv; 'pyenv install 3.7' brings one" >&2; exit 1; }
+	test -x $(VENV19) || "$(PY37)" -m venv .venv-2019
+	$(VENV19) -m pip install -r requirements-2019.txt
+	touch $@

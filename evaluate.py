@@ -1,0 +1,176 @@
+"""Grade the bundle as the course does: pretrain, train, classify five parts, write preds.tsv.
+
+    python evaluate.py                                   # embedded sample, tiny BERT: two minutes
+    python evaluate.py --data data/FILIMDB --set max_minutes=30 --set pretrain.max_minutes=30
+    python evaluate.py --data data/FILIMDB --model FOLDER --no-pretrain --set lr=3e-5
+
+Reads PART.texts and PART.labels of train, dev, test, dev-b and test-b (and train_unlabeled for
+pretraining), prints the accuracy of every labelled part, and writes a line `PART/INDEX<TAB>label`
+for each review. --set KEY=VALUE reaches helpers.train, --set pretrain.KEY=VALUE helpers.pretrain.
+"""
+import argparse
+import ast
+import json
+import os
+import signal
+import sys
+import time
+
+import helpers
+from helpers import LABEL_IDS, PARTS, InputError
+
+SAMPLE = os.path.join("data", "sample")
+TINY = os.path.join(SAMPLE, "bert")
+# A BERT of 0.3 million weights wants larger steps than one of 110 million.
+SAMPLE_SETTINGS = {"lr": 3e-4, "seq_len": 256}
+SAMPLE_PRETRAIN = {"lr": 5e-4}
+SHORT = ("dev-b", "test-b")  # short reviews: another domain than the training reviews
+
+
+def parse_arguments(argv):
+    """Return the command line's values."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--data", help="folder in FILIMDB's layout (default: %s)" % SAMPLE)
+    parser.add_argument("--model", help="BERT's folder or hub name (default: bert-base-uncased; "
+                                        "for the sample its tiny BERT)")
+    parser.add_argument("--transductive", action="store_true",
+                        help="pretrain on the texts of all parts, not of train alone")
+    parser.add_argument("--no-pretrain", action="store_true", help="fine-tune right away")
+    parser.add_argument("--out", default="preds.tsv", help="where predictions go (preds.tsv)")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE",
+                        help="a hyperparameter of train, or pretrain.KEY=VALUE")
+    return parser.parse_args(argv)
+
+
+def parse_settings(pairs):
+    """Return (overrides of train, overrides of pretrain) from KEY=VALUE strings."""
+    settings = {"": {}, "pretrain": {}}
+    for pair in pairs:
+        key, equals, value = pair.partition("=")
+        where, _, name = key.rpartition(".")
+        if not equals or where not in settings:
+            raise InputError(f"--set {pair}: write KEY=VALUE or pretrain.KEY=VALUE")
+        try:
+            settings[where][name] = ast.literal_eval(value)
+        except (ValueError, SyntaxError):
+            settings[where][name] = value  # a bare word: keep=tail
+    helpers.make_config(**settings[""])
+    helpers.make_config(helpers.MLM_DEFAULTS, **settings["pretrain"])
+    return settings[""], settings["pretrain"]
+
+
+def check_output(path):
+    """Refuse an output that could not be written, before hours are spent."""
+    folder = os.path.dirname(os.path.abspath(path))
+    odd = not path or os.path.exists(path) and not os.path.isfile(path)  # a folder, a pipe
+    if odd or not os.path.isdir(folder) or not os.access(folder, os.W_OK):
+        raise InputError(f"--out {path}: not a file in a folder that can be written; name another")
+
+
+def check_training(config, data_dir, labels):
+    """Refuse what `train` would refuse, before hours are spent on pretraining."""
+    path = os.path.join(data_dir, "train.labels")
+    if labels is None:
+        raise InputError(f"{path}: missing; training needs it")
+    if len(set(labels)) < 2:
+        raise InputError(f"{path}: holds {labels[0]} alone; training needs neg and pos")
+    path = os.path.join(helpers.find_path(config.model), "config.json")
+    limit = 512
+    if os.path.isfile(path):
+        with open(path, encoding="utf-8") as file:
+            limit = json.load(file).get("max_position_embeddings", limit)
+    if config.seq_len > limit:
+        raise InputError(f"seq_len={config.seq_len}: the model has {limit} positions")
+
+
+def pretrain_parts(data_dir, data, transductive):
+    """Return {part: texts} that masked-LM pretraining may see."""
+    texts = {"train": data["train"].texts}
+    unlabeled = os.path.join(helpers.find_path(data_dir), "train_unlabeled.texts")
+    if os.path.exists(unlabeled):
+        texts["train_unlabeled"] = helpers.read_lines(unlabeled)
+    if transductive:
+        texts.update((part, data[part].texts) for part in PARTS)
+    return texts
+
+
+def write_predictions(path, data, predicted):
+    """Write PART/INDEX<TAB>label for every review; checked whole before it replaces a file."""
+    lines = []
+    for part in PARTS:
+        if len(predicted[part]) != len(data[part].ids) or set(predicted[part]) - set(LABEL_IDS):
+            raise RuntimeError(f"{part}: {len(predicted[part])} predictions for "
+                               f"{len(data[part].ids)} reviews, or a label that is none")
+        lines += [f"{i}\t{label}\n" for i, label in zip(data[part].ids, predicted[part])]
+    with helpers.written_whole(path) as file:
+        file.writelines(lines)
+    print(f"{path}: {len(lines):,} predictions", flush=True)
+
+
+def report(data, predicted, seen):
+    """Print the accuracy of each labelled part, the floor beside it, and what was seen."""
+    train = data["train"]
+    for part in (part for part in PARTS if data[part].labels):
+        labels = data[part].labels
+        note = ["short reviews, another domain"] if part in SHORT else []
+        if part == "train":
+            note.append("seen in training")
+        else:
+            floor = helpers.naive_bayes(train.texts, train.labels, data[part].texts)
+            note.append(f"naive Bayes {helpers.accuracy(labels, floor):.2%}")
+        print(f"{part:<6} accuracy {helpers.accuracy(labels, predicted[part]):7.2%} of "
+              f"{len(labels):,} reviews ({'; '.join(note)}; {seen})", flush=True)
+
+
+def run(argv=None):
+    """Pretrain, train, classify, report and write predictions."""
+    args = parse_arguments(argv)
+    overrides, pretrain_overrides = parse_settings(args.set)
+    check_output(args.out)
+    embedded, data_dir = args.data is None, SAMPLE if args.data is None else args.data
+    if embedded and args.model is None:
+        print(f"no --data: the embedded sample ({SAMPLE}, synthetic), its tiny BERT", flush=True)
+        overrides = dict(SAMPLE_SETTINGS, model=TINY, **overrides)
+        pretrain_overrides = dict(SAMPLE_PRETRAIN, model=TINY, **pretrain_overrides)
+    elif embedded:
+        print(f"no --data: the embedded sample ({SAMPLE}, synthetic)", flush=True)
+    if args.model is not None:
+        overrides["model"] = args.model
+    pretrain_overrides.setdefault("model", overrides.get("model", helpers.default_model()))
+    data = helpers.load_filimdb(data_dir)
+    check_training(helpers.make_config(**overrides), data_dir, data["train"].labels)
+    params, seen = None, "no pretraining"
+    started = time.time()
+    if not args.no_pretrain:
+        texts = pretrain_parts(data_dir, data, args.transductive)
+        params = helpers.pretrain(list(texts.values()), parts=list(texts), **pretrain_overrides)
+        seen = "pretrained on " + ", ".join(params["parts"])
+        minutes = (time.time() - started) / 60
+        print(f"{helpers.describe(params)}: {minutes:.1f} minutes", flush=True)
+    started = time.time()
+    params = helpers.train(data["train"].texts, data["train"].labels, params, **overrides)
+    print(f"training: {(time.time() - started) / 60:.1f} minutes", flush=True)
+    started = time.time()
+    predicted = {part: helpers.classify(data[part].texts, params) for part in PARTS}
+    print(f"classification: {(time.time() - started) / 60:.1f} minutes", flush=True)
+    write_predictions(args.out, data, predicted)
+    report(data, predicted, seen)
+
+
+def main(argv=None):
+    """Run; return the exit code, with one clear line for what the user can mend."""
+    try:
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: a checkpoint first
+        run(argv)
+        return 0
+    except (InputError, helpers.Diverged) as error:
+        print(f"evaluate.py: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("evaluate.py: interrupted; the same command goes on from the last checkpoint",
+              file=sys.stderr)
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1217 @@
+"""Fine-tune BERT on film reviews: everything that the notebooks and evaluate.py share.
+
+    from helpers import load_filimdb, train, classify, accuracy
+    data = load_filimdb("data/FILIMDB")
+    params = train(data["train"].texts, data["train"].labels, seq_len=256, epochs=2)
+    print(accuracy(data["dev"].labels, classify(data["dev"].texts, params)))
+
+One file that reads in the order in which the data flows: hyperparameters -> files -> data -> text
+to pieces -> model -> batches -> optimizer and schedule -> training loop -> classifier -> masked LM
+-> floor to beat. It needs torch, transformers, numpy and tqdm only, works alone under another name
+(`cp helpers.py classifier.py` is how it is handed in), and importing it changes nothing.
+"""
+from __future__ import annotations
+
+import contextlib
+import csv
+import dataclasses
+import difflib
+import hashlib
+import inspect
+import io
+import itertools
+import json
+import logging
+import math
+import os
+import re
+import shutil
+import sys
+import tempfile
+import time
+import zlib
+from collections import Counter, namedtuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+import transformers
+from tqdm import tqdm
+from transformers import (
+    BertConfig,
+    BertForPreTraining,
+    BertForSequenceClassification,
+    BertModel,
+    BertTokenizer,
+)
+
+HERE = os.path.dirname(os.path.abspath(__file__))
+LABEL_IDS = {"neg": 0, "pos": 1}
+IGNORE = -100  # the label id of a position that no loss is taken at
+GRADING_MINUTES = 30  # what the grading server allows for pretrain, for train, for classification
+
+
+class InputError(ValueError):
+    """Something the user gave cannot be used; the message is one line with the remedy."""
+
+
+class Diverged(ArithmeticError):
+    """The loss or the gradient became NaN or infinite."""
+
+
+def warn(message):
+    """Print a warning, one line."""
+    print(f"Warning: {message}", flush=True)
+
+
+# ---- hyperparameters ---------------------------------------------------------------------------
+
+def default_model():
+    """Return the model's name or folder: BERT_MODEL from the environment, or bert-base-uncased."""
+    return os.environ.get("BERT_MODEL") or "bert-base-uncased"
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Every hyperparameter of `train`; `pretrain` takes the same keys with MLM_DEFAULTS.
+
+    Sources: [D] Devlin et al. 2019 (BERT), appendix A; [S] Sun et al. 2019 (How to Fine-Tune BERT
+    for Text Classification?), section 5; [A] the course's assignment.
+    """
+
+    model: str = dataclasses.field(default_factory=default_model)  # hub name or folder [A]
+    seq_len: int = 512         # pieces with [CLS] and [SEP]; the model's limit [S]
+    keep: str = "head+tail"    # pieces that survive truncation; best of three in [S], table 2
+    words: int = 0             # first/last words kept before tokenization (side: keep); 0 = all
+    batch_size: int = 32       # reviews an optimizer step sees [A]; 24 in [S]
+    accumulation: int = 4      # least number of micro-batches they are split into [A]
+    epochs: int = 3            # passes over the texts; at most 4 in [S], 2-4 in [D]
+    lr: float = 2e-5           # peak learning rate [S], figure 3
+    optimizer: str = "adam"    # adam [A] (weight_decay is then L2 in the gradient) or adamw
+    weight_decay: float = 0.0  # on matrices only, not on biases and LayerNorm [A]; 0.01 in [D]
+    warmup: float = 0.1        # share of all optimizer steps [S, D]
+    decay: str = "linear"      # after warm-up: linear (to 0) or none [D]
+    clip_norm: float = 1.0     # largest L2 norm of the whole gradient; 0 = no clipping [D's code]
+    dropout: float = 0.1       # on embeddings, layer outputs and the classifier's input [D]
+    attention_dropout: float = 0.1  # on attention weights [D]
+    whole_word: bool = False   # pretrain only: mask whole words instead of single pieces
+    max_minutes: float = 0.0   # time budget of the call; 0 = none
+    seed: int = 0              # new layers and dropout
+    data_seed: int = 0         # order of the reviews, masks
+    device: str = ""           # cuda, cuda:1, cpu; empty = cuda if there is one, else cpu
+
+
+# [S] section 5.4: batch 32, 128 pieces, lr 5e-5; [D]: Adam with decoupled weight decay of 0.01.
+MLM_DEFAULTS = {"seq_len": 128, "batch_size": 32, "accumulation": 1, "epochs": 2, "lr": 5e-5,
+                "optimizer": "adamw", "weight_decay": 0.01}
+RULES = {  # key: (what its value must be, in words, the check)
+    "seq_len": ("3 or more", lambda v: v >= 3),
+    "keep": ("head, tail or head+tail", lambda v: v in ("head", "tail", "head+tail")),
+    "optimizer": ("adam or adamw", lambda v: v in ("adam", "adamw")),
+    "decay": ("linear or none", lambda v: v in ("linear", "none")),
+    "lr": ("more than 0 and finite", lambda v: 0 < v < math.inf),
+    "model": ("a hub name or a folder", bool), "device": ("a device's name", lambda v: True),
+    **dict.fromkeys(("batch_size", "accumulation", "epochs"), ("1 or more", lambda v: v >= 1)),
+    **dict.fromkeys(("warmup", "dropout", "attention_dropout"),
+                    ("at least 0 and below 1", lambda v: 0 <= v < 1)),
+}
+AT_LEAST_0 = ("0 or more, and finite", lambda v: 0 <= v < math.inf)  # every other key
+
+
+def make_config(defaults=None, **overrides):
+    """Return a Config; InputError for an unknown key, a changed type, a value out of bounds."""
+    config = dataclasses.replace(Config(), **(defaults or {}))
+    for key, value in overrides.items():
+        if key not in vars(config):
+            near = difflib.get_close_matches(key, vars(config), 1) or ["one of", *vars(config)]
+            raise InputError(f"unknown hyperparameter {key!r}; did you mean {' '.join(near)}?")
+        kind = type(getattr(config, key))
+        if kind is float and type(value) is int:
+            value = overrides[key] = float(value)
+        if type(value) is not kind:
+            raise InputError(f"{key}={value!r}: must be of type {kind.__name__}, "
+                             f"not {type(value).__name__}")
+        rule, holds = RULES.get(key, AT_LEAST_0)
+        if not holds(value):
+            raise InputError(f"{key}={value!r}: must be {rule}")
+    return dataclasses.replace(config, **overrides)
+
+
+def settings(config):
+    """Return a config as a dict, less what names a place and not a computation."""
+    return {key: value for key, value in sorted(vars(config).items())
+            if key not in ("model", "device")}
+
+
+# ---- files, checksums and seeds ----------------------------------------------------------------
+
+def find_path(path):
+    """Return `path` as it is from the working folder, else from this file's own folder."""
+    beside = os.path.join(HERE, path)
+    return beside if not os.path.exists(path) and os.path.exists(beside) else path
+
+
+def cache_dir(*parts):
+    """Return a folder for files that can be made again, creating it.
+
+    FILIMDB_CACHE from the environment, else .cache/ beside this file, else the system's temporary
+    folder when that place cannot be written.
+    """
+    given = os.environ.get("FILIMDB_CACHE")
+    roots = [os.path.abspath(given)] if given else [
+        os.path.join(HERE, ".cache"), os.path.join(tempfile.gettempdir(), "filimdb-cache")]
+    for root in roots:
+        folder = os.path.join(root, *parts)
+        with contextlib.suppress(OSError):
+            os.makedirs(folder, exist_ok=True)
+            if os.access(folder, os.W_OK):
+                return folder
+    raise InputError(f"no folder to write to: tried {', '.join(roots)}; set FILIMDB_CACHE to one")
+
+
+@contextlib.contextmanager
+def written_whole(path, mode="w"):
+    """Open a file aside that takes the place of `path` when the block ends well: old or new."""
+    folder = os.path.dirname(os.path.abspath(path))
+    os.makedirs(folder, exist_ok=True)
+    text = {} if "b" in mode else {"encoding": "utf-8", "newline": "\n"}
+    handle, aside = tempfile.mkstemp(dir=folder, prefix=os.path.basename(path), suffix=".tmp")
+    try:
+        with os.fdopen(handle, mode, **text) as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(aside, 0o644)
+        os.replace(aside, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.remove(aside)
+        raise
+
+
+def save_json(path, value):
+    """Write `value` as JSON, whole or not at all."""
+    with written_whole(path) as file:
+        json.dump(value, file, indent=1, sort_keys=True)
+        file.write("\n")
+
+
+def set_aside(path):
+    """Rename a damaged file or folder so that it is never used, and say so."""
+    warn(f"{path} is damaged (its checksum differs): set aside as .damaged and done again")
+    shutil.rmtree(path + ".damaged", ignore_errors=True)
+    with contextlib.suppress(OSError):
+        os.replace(path, path + ".damaged")
+
+
+def save_state(path, state):
+    """Write tensors and plain values, led by the SHA-256 of what follows."""
+    buffer = io.BytesIO()
+    torch.save(state, buffer, **LEGACY_FORMAT)
+    with written_whole(path, "wb") as file:
+        file.write(hashlib.sha256(buffer.getbuffer()).digest())
+        file.write(buffer.getbuffer())
+
+
+def load_state(path):
+    """Return what `save_state` wrote; None when there is nothing, or nothing sound, at `path`."""
+    try:
+        with open(path, "rb") as file:
+            checksum, payload = file.read(32), file.read()
+    except FileNotFoundError:
+        return None
+    if hashlib.sha256(payload).digest() != checksum:
+        return set_aside(path)
+    return torch.load(io.BytesIO(payload), map_location="cpu", **WEIGHTS_ONLY)
+
+
+def digest(*parts):
+    """Return the hex SHA-256 of arrays, bytes and JSON-able values, in order."""
+    sha = hashlib.sha256()
+    for part in parts:
+        if isinstance(part, np.ndarray):
+            part = np.ascontiguousarray(part).tobytes()
+        elif not isinstance(part, bytes):
+            part = json.dumps(part, sort_keys=True).encode()
+        sha.update(b"%d:" % len(part) + part)
+    return sha.hexdigest()
+
+
+def file_digest(path):
+    """Return the hex SHA-256 of a file."""
+    sha = hashlib.sha256()
+    with open(path, "rb") as file:
+        for block in iter(lambda: file.read(1 << 20), b""):
+            sha.update(block)
+    return sha.hexdigest()
+
+
+def seed_of(*parts):
+    """Return a seed (63 bits) that depends on all the parts: the same on every machine."""
+    return int(digest(*parts)[:16], 16) >> 1
+
+
+def generator(*parts):
+    """Return a CPU random generator seeded by `seed_of(*parts)`."""
+    return torch.Generator().manual_seed(seed_of(*parts))
+
+
+# ---- what differs between PyTorch 1.3 + transformers 2.1 and today's, and on a terminal ---------
+
+def known_options(function, **options):
+    """Return the options that the function has on this stack."""
+    return {k: v for k, v in options.items() if k in inspect.signature(function).parameters}
+
+
+LEGACY_FORMAT = known_options(torch.save, _use_new_zipfile_serialization=False)
+WEIGHTS_ONLY = known_options(torch.load, weights_only=True)
+inference_mode = getattr(torch, "inference_mode", torch.no_grad)
+VERSIONS = {"python": "%d.%d.%d" % sys.version_info[:3], "torch": torch.__version__.split("+")[0],
+            "transformers": transformers.__version__}
+
+
+@contextlib.contextmanager
+def quiet_transformers():
+    """Silence transformers' load reports and bars: load_bert checks the same things itself."""
+    before, bars = logging.root.manager.disable, None
+    with contextlib.suppress(ImportError):
+        from transformers.utils import logging as bars
+    shown = bars and bars.is_progress_bar_enabled()
+    try:
+        logging.disable(logging.CRITICAL)
+        if shown:
+            bars.disable_progress_bar()
+        yield
+    finally:
+        logging.disable(before)
+        if shown:
+            bars.enable_progress_bar()
+
+
+class Lines(io.StringIO):
+    """A stream for tqdm that prints each state of a bar as a line, but for the empty first one."""
+
+    def write(self, text):
+        """Print the state of the bar."""
+        if text.strip() and " 0%|" not in text:
+            print(text.strip(), flush=True)
+
+
+def progress_bar(total, what, unit):
+    """Return a tqdm bar on stdout: rewritten on a terminal or notebook, else a line every 10 s."""
+    live = sys.stdout.isatty() or hasattr(sys.stdout, "pub_thread")  # a notebook's stdout
+    return tqdm(total=total, desc=what, unit=unit, ascii=True, leave=False, ncols=88, position=0,
+                file=sys.stdout if live else Lines(), mininterval=0.5 if live else 10)
+
+
+# ---- data --------------------------------------------------------------------------------------
+
+PARTS = ("train", "dev", "test", "dev-b", "test-b")  # in the order of preds.tsv
+Part = namedtuple("Part", "ids texts labels")        # lists of str; labels None without a file
+
+
+def read_lines(path):
+    """Return a file's lines as the course's harness does: stripped, only "\\n" ends a line.
+
+    Reviews contain \\x85, which str.splitlines() would split at.
+    """
+    try:
+        with open(path, encoding="utf-8", newline="\n") as file:
+            text = file.read()
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file") from None
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: not UTF-8 at byte {error.start}; save it as UTF-8") from None
+    if text.startswith("\ufeff"):
+        warn(f"{path}: byte-order mark dropped")
+        text = text[1:]
+    if not text.strip():
+        raise InputError(f"{path}: empty; one entry a line is expected")
+    return [line.strip() for line in text.strip().split("\n")]
+
+
+def load_part(folder, name):
+    """Return one part of FILIMDB: its ids (`train/0` ...), texts, and labels where it has any."""
+    texts = read_lines(os.path.join(folder, name + ".texts"))
+    path = os.path.join(folder, name + ".labels")
+    labels = read_lines(path) if os.path.exists(path) else None
+    if labels and len(labels) != len(texts):
+        raise InputError(f"{path}: {len(labels)} labels for the {len(texts)} texts of "
+                         f"{name}.texts; they must be as many")
+    for number, label in enumerate(labels or [], 1):
+        if label not in LABEL_IDS:
+            raise InputError(f"{path}: line {number} is {label[:20]!r}; labels are neg and pos")
+    return Part([f"{name}/{i}" for i in range(len(texts))], texts, labels)
+
+
+def load_filimdb(data_dir, parts=PARTS):
+    """Return {part: Part(ids, texts, labels)} from a folder of PART.texts and PART.labels.
+
+    Raises InputError that names the file, and both counts where they differ. A relative folder is
+    tried from the working folder, then from this file's own.
+    """
+    folder = find_path(data_dir)
+    if not data_dir or not os.path.isdir(folder):
+        raise InputError(f"{data_dir}: no such folder; `make data` fetches FILIMDB, data/sample "
+                         f"is embedded")
+    data = {name: load_part(folder, name) for name in parts}
+    for name, part in data.items():
+        repeated = len(part.texts) - len(set(part.texts))
+        if repeated:
+            warn(f"{name}: {repeated} of {len(part.texts)} reviews repeat an earlier one")
+    for one, two in itertools.combinations(data, 2):
+        shared = set(data[one].texts) & set(data[two].texts)
+        if shared:
+            warn(f"{len(shared)} reviews stand in {one} and in {two}: a leak")
+    return data
+
+
+def subset(part, n, seed=0):
+    """Return n reviews of a part, as many of each label as can be, drawn by the seed.
+
+    A draw of n is part of every larger draw, so that learning curves grow one set. 0 = all.
+    """
+    if n <= 0 or n >= len(part.texts):
+        return part
+    order = torch.randperm(len(part.texts), generator=generator("subset", seed)).tolist()
+    by_label = [order] if part.labels is None else [
+        [i for i in order if part.labels[i] == label] for label in LABEL_IDS]
+    in_turn = [i for pair in itertools.zip_longest(*by_label) for i in pair if i is not None]
+    return Part(*(column and [column[i] for i in sorted(in_turn[:n])] for column in part))
+
+
+# ---- text to pieces ----------------------------------------------------------------------------
+
+def split_kept(n, keep):
+    """Return (first, last): how many of n kept items come from the head and from the tail.
+
+    head+tail is a quarter head, the rest tail: the best of Sun et al. 2019, table 2 (128 + 382).
+    """
+    first = {"head": n, "tail": 0, "head+tail": n // 4}[keep]
+    return first, n - first
+
+
+def kept(items, n, keep):
+    """Return the n items of a list that survive truncation, all where there are no more."""
+    first, last = split_kept(n, keep)
+    return items if len(items) <= n else items[:first] + items[len(items) - last:]
+
+
+def kept_words(text, k, keep):
+    """Return the first and/or last k words of a text, spelled as they were; k = 0 keeps all."""
+    words = [match.span() for match in re.finditer(r"\S+", text)] if k else []
+    if len(words) <= k:
+        return text
+    first, last = split_kept(k, keep)
+    head = text[:words[first - 1][1]] if first else ""
+    tail = text[words[-last][0]:] if last else ""
+    return f"{head} {tail}".strip()
+
+
+def check_seq_len(seq_len, tokenizer):
+    """Raise InputError unless [CLS], [SEP] and a piece fit and the model has the positions."""
+    limit = getattr(tokenizer, "model_max_length", None) or 512
+    limit = 512 if limit > 10 ** 6 else limit  # transformers' number for "unset" is huge
+    if not 3 <= seq_len <= limit:
+        raise InputError(f"seq_len={seq_len}: must be at least 3 and at most {limit}, the model's "
+                         f"number of positions")
+
+
+def vectorize_ex(text, label, seq_len, tokenizer, keep="head", label_ids=LABEL_IDS):
+    """Turn one review into what BERT takes: (input_ids, segment_ids, input_mask, label_id).
+
+    input_ids: [CLS] pieces [SEP] [PAD] ..., segment_ids: 0 (there is one segment), input_mask: 1
+    for real pieces, 0 for padding; each a list of exactly `seq_len` ints. `keep` says which pieces
+    survive truncation (head, tail, head+tail). label_id: by `label_ids`, None for label None.
+    Raises ValueError for a seq_len under 3 or over the model's, and for an unknown label.
+    """
+    check_seq_len(seq_len, tokenizer)
+    if label is not None and label not in label_ids:
+        raise InputError(f"label {label!r}: known are {', '.join(map(str, label_ids))}")
+    pieces = tokenizer.convert_tokens_to_ids(tokenizer.tokenize(text))
+    input_ids = framed(pieces, seq_len, keep, tokenizer)
+    padding = seq_len - len(input_ids)
+    return (input_ids + [tokenizer.pad_token_id] * padding, [0] * seq_len,
+            [1] * len(input_ids) + [0] * padding, None if label is None else label_ids[label])
+
+
+def framed(pieces, seq_len, keep, tokenizer):
+    """Return [CLS] + the pieces that survive + [SEP], a list of at most seq_len ids."""
+    return ([tokenizer.cls_token_id] + kept(pieces, seq_len - 2, keep) + [tokenizer.sep_token_id])
+
+
+class Pieces:
+    """The pieces of many texts: `pieces[i]` is the list of ids of text i, no special tokens.
+
+    They lie one after another in one int32 array, memory-mapped from the cache:
+    [checksum of the rest, n, n + 1 offsets, ids ...].
+    """
+
+    def __init__(self, table):
+        n = int(table[1])
+        self.offsets, self.ids = table[2:n + 3].astype(np.int64), table[n + 3:]
+        self.lengths = np.diff(self.offsets).tolist()  # pieces of each text
+
+    def __len__(self):
+        return len(self.lengths)
+
+    def __getitem__(self, i):
+        return self.ids[self.offsets[i]:self.offsets[i + 1]].tolist()
+
+
+def tokenize_all(texts, tokenizer):
+    """Return the Pieces of the texts; done once, then found in the cache by content."""
+    words = tokenizer.convert_ids_to_tokens(list(range(len(tokenizer))))
+    key = digest(words, tokenizer.tokenize("A\u00e9 B"), *map(utf8, texts))  # cased or not
+    path = os.path.join(cache_dir("pieces"), key[:32] + ".npy")
+    table = load_table(path)
+    if table is None:
+        table = sealed_table(list(tokenize(texts, tokenizer)))
+        with written_whole(path, "wb") as file:
+            np.save(file, table)
+    return Pieces(table)
+
+
+def utf8(text):
+    """Return a text as bytes, lone surrogates too."""
+    return text.encode("utf-8", "surrogatepass")
+
+
+def sealed_table(rows):
+    """Return arrays of ids as one int32 array, laid out as `Pieces` says."""
+    offsets = np.cumsum([0] + [len(row) for row in rows])
+    table = np.concatenate([[0, len(rows)], offsets, *rows]).astype(np.int32)
+    table[0] = zlib.crc32(table[1:].data) >> 1
+    return table
+
+
+def load_table(path):
+    """Return a sound table from the cache, memory-mapped, or None."""
+    try:
+        table = np.load(path, mmap_mode="r")
+        if zlib.crc32(table[1:].data) >> 1 == table[0]:
+            return table
+    except FileNotFoundError:
+        return None
+    except Exception:  # whatever numpy makes of a damaged header
+        pass
+    return set_aside(path)
+
+
+def tokenize(texts, tokenizer, chunk=500):
+    """Yield an int32 array of piece ids for each text, in bulk where the tokenizer can."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is not None:  # a checkpoint's tokenizer.json, or an earlier call, may have set them
+        backend.no_truncation()
+        backend.no_padding()
+    bar = progress_bar(len(texts), "tokenizing", "review")
+    for start in range(0, len(texts), chunk):
+        some = texts[start:start + chunk]
+        if backend is not None:
+            some = [text.encode("utf-8", "replace").decode() for text in some]  # lone surrogates
+            rows = [row.ids for row in backend.encode_batch(some, add_special_tokens=False)]
+        else:
+            rows = [tokenizer.convert_tokens_to_ids(tokenizer.tokenize(text)) for text in some]
+        yield from (np.array(row, dtype=np.int32) for row in rows)
+        bar.update(len(some))
+    bar.close()
+
+
+# ---- model -------------------------------------------------------------------------------------
+
+def one_line(error):
+    """Return an exception as one short line."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+
+
+def pick_device(device=""):
+    """Return the torch.device asked for, or cuda if there is one, else cpu."""
+    try:
+        chosen = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        torch.empty(0, device=chosen)
+    except Exception as error:
+        raise InputError(f"device={device!r} cannot be used ({one_line(error)}); "
+                         f"try device='cpu'") from None
+    return chosen
+
+
+def load_bert(model=None, head="classifier", dropout=0.1, attention_dropout=0.1, seed=0,
+              num_labels=2):
+    """Load a pretrained BERT: return (model in eval mode on the CPU, tokenizer).
+
+    model: a local folder (config.json, vocab.txt, weights) or a name on the hub; the argument
+    beats BERT_MODEL from the environment, which beats bert-base-uncased. head: "classifier" (a
+    new layer over the pooler, N(0, 0.02) by `seed`, the same on both stacks) or "mlm" (the
+    checkpoint's masked-LM head, tied to the embeddings; what it lacks is made new).
+    Raises InputError that says what was tried and how to give a local folder.
+    """
+    name = model or default_model()
+    folder = find_path(name)
+    if not os.path.isdir(folder) and (name.startswith((".", "/", "~")) or name.count("/") > 1):
+        raise InputError(f"model {name!r}: no such folder; give one that holds config.json, "
+                         f"vocab.txt and pytorch_model.bin")
+    with quiet_transformers():
+        config = attempt("config.json", name, BertConfig.from_pretrained, folder)
+        config.hidden_dropout_prob, config.num_labels = dropout, num_labels
+        config.attention_probs_dropout_prob = attention_dropout
+        loader = BertForPreTraining if head == "mlm" else BertModel
+        bert, info = attempt("weights", name, loader.from_pretrained, folder, config=config,
+                             output_loading_info=True)
+        tokenizer = attempt("vocab.txt", name, BertTokenizer.from_pretrained, folder,
+                            do_lower_case=True)
+    named = dict(bert.named_parameters())  # transformers 2.1 puts "bert." before a BertModel's
+    missing = sorted(key if key in named else key.replace("bert.", "", 1)
+                     for key in info["missing_keys"] if "position_ids" not in key)
+    new = [key for key in missing if key.startswith(("cls.", "pooler.", "bert.pooler."))]
+    lacking = [key for key in missing if key not in new]
+    if lacking:
+        raise InputError(f"model {name!r}: its weights lack {len(lacking)} tensors of a BERT "
+                         f"({lacking[0]}, ...); is it one?")
+    check_tokenizer(tokenizer, config, name)
+    fill_new(bert, new, seed)
+    if head == "classifier":
+        bert, encoder = BertForSequenceClassification(config), bert
+        bert.bert = encoder
+        fill_new(bert, ["classifier.weight", "classifier.bias"], seed)
+    return bert.float().eval(), tokenizer
+
+
+def attempt(what, name, load, *args, **kwargs):
+    """Return load(...); turn any failure into one clear error that names the model."""
+    try:
+        return load(*args, **kwargs)
+    except Exception as error:
+        raise InputError(
+            f"model {name!r}: its {what} could not be loaded, neither from a local folder nor "
+            f"from the hub ({one_line(error)}); give a folder with config.json, vocab.txt and "
+            f"pytorch_model.bin as model=, --model or BERT_MODEL") from None
+
+
+def fill_new(model, names, seed):
+    """Initialize the named parameters as BERT does: matrices N(0, 0.02), biases 0, LayerNorm 1."""
+    random = generator("new layers", seed)
+    for name, parameter in sorted(model.named_parameters()):
+        if name in names and parameter.dim() > 1:
+            parameter.data.normal_(0, 0.02, generator=random)
+        elif name in names:
+            parameter.data.fill_(float(name.endswith("LayerNorm.weight")))
+
+
+def check_tokenizer(tokenizer, config, name):
+    """Refuse a vocabulary that does not fit or is cased; give the tokenizer its model's limit."""
+    if len(tokenizer) != config.vocab_size:
+        raise InputError(f"model {name!r}: its vocabulary has {len(tokenizer)} entries, its "
+                         f"embeddings {config.vocab_size}; is vocab.txt there, and this model's?")
+    ids = list(range(len(tokenizer)))
+    words = tokenizer.convert_ids_to_tokens(ids)
+    if None in words or tokenizer.convert_tokens_to_ids(words) != ids:
+        raise InputError(f"model {name!r}: its vocabulary of {config.vocab_size} pieces names one "
+                         f"twice; vocab.txt is damaged")
+    cased = sum(word != word.lower() and word[0] != "[" for word in words)
+    if tokenizer.tokenize("Good") != tokenizer.tokenize("good") or cased > len(words) // 100:
+        raise InputError(f"model {name!r}: its vocabulary is cased; use an uncased BERT")
+    tokenizer.model_max_length = config.max_position_embeddings
+    tokenizer.max_len = int(1e12)  # transformers 2.1 warns past it, but vectorize_ex cuts itself
+    getattr(tokenizer, "deprecation_warnings", {})[  # and today's, once
+        "sequence-length-is-longer-than-the-specified-maximum"] = True
+
+
+def save_bert(folder, model, tokenizer, note):
+    """Write a folder that `load_bert` reads on both stacks; it appears whole or not at all.
+
+    note: a dict for note.json, which also gets the SHA-256 of the weights.
+    """
+    parent = os.path.dirname(os.path.abspath(folder))
+    os.makedirs(parent, exist_ok=True)
+    aside = tempfile.mkdtemp(dir=parent, suffix=".tmp")
+    weights = os.path.join(aside, "pytorch_model.bin")
+    config = {key: value for key, value in model.config.to_dict().items()
+              if key not in ("dtype", "_name_or_path", "pruned_heads")}
+    try:
+        save_json(os.path.join(aside, "config.json"), dict(config, model_type="bert"))
+        with written_whole(os.path.join(aside, "vocab.txt")) as file:
+            file.writelines(word + "\n" for word in tokenizer.convert_ids_to_tokens(
+                list(range(len(tokenizer)))))
+        with written_whole(weights, "wb") as file:
+            torch.save({key: value.cpu() for key, value in model.state_dict().items()}, file,
+                       **LEGACY_FORMAT)
+        save_json(os.path.join(aside, "note.json"), dict(note, sha256=file_digest(weights)))
+        os.chmod(aside, 0o755)
+        os.rename(aside, folder)
+    except OSError:
+        if not os.path.isdir(folder):  # else another process was first, with the same
+            raise
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def weights_digest(model):
+    """Return the hex SHA-256 of a model's weights."""
+    return digest(*itertools.chain.from_iterable(
+        (name, value.cpu().numpy()) for name, value in sorted(model.state_dict().items())
+        if not name.endswith("position_ids")))
+
+
+# ---- batches -----------------------------------------------------------------------------------
+
+CPU_TOKENS = 2048  # of a micro-batch on a CPU, which gains nothing from more, but pads more
+
+
+def sample_of_step(n, batch_size, step, data_seed):
+    """Return the indices of the step's random sample: fixed by (data_seed, epoch, step) alone."""
+    epoch, within = divmod(step, math.ceil(n / batch_size))
+    order = torch.randperm(n, generator=generator("order", data_seed, epoch))
+    return order[within * batch_size:(within + 1) * batch_size].tolist()
+
+
+def micro_batches(lengths, max_count, max_tokens):
+    """Split positions 0..n-1 into lists of like length, the longest first.
+
+    Each list holds at most max_count, and count x longest is at most max_tokens (or count is 1).
+    """
+    batches = []
+    for i in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
+        if not batches or len(batches[-1]) == max_count or (
+                (len(batches[-1]) + 1) * lengths[batches[-1][0]] > max_tokens):
+            batches.append([])
+        batches[-1].append(i)
+    return batches
+
+
+def micro_limits(config, device):
+    """Return (max_count, max_tokens) of a micro-batch: `accumulation` bounds the memory."""
+    count = max(1, config.batch_size // config.accumulation)
+    tokens = count * config.seq_len
+    return count, min(tokens, CPU_TOKENS) if device.type == "cpu" else tokens
+
+
+def padded(rows, pad):
+    """Return rows of ids as a dict of input_ids and attention_mask, (batch, longest) int64."""
+    input_ids = torch.full((len(rows), max(map(len, rows))), pad, dtype=torch.int64)
+    attention_mask = torch.zeros_like(input_ids)
+    for i, row in enumerate(rows):
+        input_ids[i, :len(row)] = torch.tensor(row)
+        attention_mask[i, :len(row)] = 1
+    return {"input_ids": input_ids, "attention_mask": attention_mask}
+
+
+def classifier_batches(pieces, label_ids, config, tokenizer, device):
+    """Return step -> the micro-batches of that optimizer step, with one label per review."""
+    def batches(step):
+        chosen = sample_of_step(len(pieces), config.batch_size, step, config.data_seed)
+        rows = [framed(pieces[i], config.seq_len, config.keep, tokenizer) for i in chosen]
+        return [dict(padded([rows[i] for i in micro], tokenizer.pad_token_id),
+                     labels=torch.tensor([label_ids[chosen[i]] for i in micro]))
+                for micro in micro_batches(list(map(len, rows)), *micro_limits(config, device))]
+    return batches
+
+
+# ---- optimizer and schedule --------------------------------------------------------------------
+
+def make_optimizer(model, config):
+    """Return Adam (weight_decay is L2 in the gradient) or AdamW (decoupled weight decay).
+
+    Weight decay is for matrices; biases and LayerNorm are left alone, as in BERT's own code.
+    """
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    groups = [{"params": [p for p in parameters if p.dim() > 1],
+               "weight_decay": config.weight_decay},
+              {"params": [p for p in parameters if p.dim() <= 1], "weight_decay": 0.0}]
+    kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[config.optimizer]
+    return kind(groups, lr=config.lr, betas=(0.9, 0.999), eps=1e-8)
+
+
+def lr_factor(progress, warmup, decay="linear"):
+    """Return what the peak learning rate is multiplied by, for progress 0..1 in optimizer steps.
+
+    Linear warm-up over the share `warmup`, then linear decay to 0 (Devlin et al. 2019, A.2).
+    """
+    if progress < warmup:
+        return progress / warmup
+    return max(0.0, (1 - progress) / (1 - warmup)) if decay == "linear" else 1.0
+
+
+# ---- training loop -----------------------------------------------------------------------------
+
+CHECKPOINT_SECONDS = 60  # between checkpoints; each is some 3 times the weights' size
+EVALUATIONS = 6          # points of a run's learning curve, evenly over its steps
+
+
+def classifier_forward(model, batch):
+    """Return (logits (batch, labels), label ids (batch,))."""
+    logits = model(batch["input_ids"], attention_mask=batch["attention_mask"])[0]
+    return logits, batch["labels"]
+
+
+def mlm_forward(model, batch):
+    """Return (logits (masked, vocabulary), ids (masked,)): the head runs where a loss is taken."""
+    hidden = model.bert(batch["input_ids"], attention_mask=batch["attention_mask"])[0]
+    masked = batch["labels"] != IGNORE  # (batch, seq)
+    return model.cls.predictions(hidden[masked]), batch["labels"][masked]
+
+
+def count_targets(window):
+    """Return the number of targets that a loss is taken at in some micro-batches."""
+    return sum(int((batch["labels"] != IGNORE).sum()) for batch in window)
+
+
+def summed_loss(forward, model, batch, device):
+    """Return the sum of cross entropies over the targets of a micro-batch, a scalar tensor."""
+    if not count_targets([batch]):  # torch 1.3 cannot take the loss of nothing
+        return next(model.parameters()).sum() * 0
+    logits, targets = forward(model, {key: value.to(device) for key, value in batch.items()})
+    return F.cross_entropy(logits.float(), targets, reduction="sum")
+
+
+def fit(model, batches, n_steps, steps_per_epoch, forward, config, evaluate=None, run="",
+        log_dir="", what="training"):
+    """Train for n_steps optimizer steps (or max_minutes); return the history, a list of dicts.
+
+    batches(step) gives the micro-batches of a step, forward is classifier_forward or mlm_forward,
+    evaluate(model) gives a dict of figures, at the start and EVALUATIONS times. run: the
+    checkpoint's file; the run goes on from it, bit for bit, and leaves one on Ctrl-C.
+    Raises Diverged when the loss or the gradient is NaN or infinite.
+    """
+    device, writer = next(model.parameters()).device, open_writer(log_dir)
+    optimizer = make_optimizer(model, config)
+    step, history, used = resume(run, model, optimizer)
+    eval_every = math.ceil(n_steps / EVALUATIONS)
+    started, saved, whole = time.time() - used, time.time(), True  # whole: no update half done
+    bar = progress_bar(n_steps, what, "step")
+    bar.update(step)
+    model.train()
+    try:
+        if evaluate and not history:
+            history.append(dict(step=0, epoch=0.0, seconds=0.0, **evaluate(model)))
+        while step < n_steps:
+            spent = (time.time() - started) / 60 / config.max_minutes if config.max_minutes else 0
+            progress = max(step / n_steps, spent)
+            if progress >= 1:
+                break
+            lr = config.lr * lr_factor(progress, config.warmup, config.decay)
+            for group in optimizer.param_groups:
+                group["lr"] = lr
+            torch.manual_seed(seed_of("dropout", config.seed, step))
+            window = batches(step)
+            targets, loss = count_targets(window), 0.0  # of the whole accumulation window
+            for batch in window:
+                part = summed_loss(forward, model, batch, device) / max(targets, 1)
+                part.backward()
+                loss += part.detach()
+            norm = torch.nn.utils.clip_grad_norm_(model.parameters(), config.clip_norm or math.inf)
+            loss, norm = float(loss), float(norm)
+            if not math.isfinite(loss + norm):
+                raise Diverged(f"loss {loss}, gradient norm {norm} at step {step + 1} of "
+                               f"{n_steps} with lr {lr:.3g}; lower lr or lengthen warmup")
+            whole = False
+            optimizer.step()
+            optimizer.zero_grad()
+            step, whole = step + 1, True
+            row = dict(step=step, epoch=step / steps_per_epoch, lr=lr, grad_norm=norm, loss=loss,
+                       targets=targets, seconds=time.time() - started)
+            if evaluate and (step % eval_every == 0 or step == n_steps):
+                row.update(evaluate(model))
+            history.append(row)
+            for key in row if writer else ():
+                writer.add_scalar(key, row[key], step)
+            bar.update(1)
+            if run and time.time() - saved > CHECKPOINT_SECONDS:
+                checkpoint(run, model, optimizer, history, time.time() - started)
+                saved = time.time()
+    except KeyboardInterrupt:
+        if run and whole and history and history[-1]["step"] == step:
+            checkpoint(run, model, optimizer, history, time.time() - started)
+        print(f"\n{what} interrupted at step {step} of {n_steps}"
+              f"{'; the same call goes on from its last checkpoint' if run else ''}", flush=True)
+        raise
+    finally:
+        bar.close()
+        model.eval()
+        if writer:
+            writer.close()
+    if step < n_steps:
+        print(f"{what}: the budget of {config.max_minutes:g} minutes ended it after {step} of "
+              f"{n_steps} steps, the last with lr {lr:.2g}", flush=True)
+    return history
+
+
+def checkpoint(path, model, optimizer, history, seconds):
+    """Write all that the run needs to go on; what is random depends on seeds and step alone."""
+    save_state(path, {"model": model.state_dict(), "optimizer": optimizer.state_dict(),
+                      "history": history, "seconds": seconds})
+
+
+def resume(path, model, optimizer):
+    """Load the checkpoint at `path`, if there is one; return (step, history, seconds used)."""
+    state = load_state(path) if path else None
+    if state is None:
+        return 0, [], 0.0
+    model.load_state_dict(state["model"])
+    optimizer.load_state_dict(state["optimizer"])
+    step = state["history"][-1]["step"]
+    print(f"goes on from the checkpoint after step {step}", flush=True)
+    return step, state["history"], state["seconds"]
+
+
+def open_writer(log_dir):
+    """Return a TensorBoard writer when log_dir asks for one and one is installed, else None."""
+    try:
+        if log_dir:
+            from torch.utils.tensorboard import SummaryWriter
+            return SummaryWriter(log_dir)
+    except Exception as error:
+        warn(f"no TensorBoard log ({one_line(error)}): it needs tensorboard >= 1.14, which the "
+             f"pinned 1.9 is not")
+
+
+def save_table(path, rows):
+    """Write a list of dicts as CSV, whole or not at all; a key that a row lacks stays empty."""
+    with written_whole(path) as file:
+        columns = list(dict.fromkeys(key for row in rows for key in row))
+        writer = csv.DictWriter(file, columns, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def save_history(stem, history):
+    """Write the history as STEM.json and STEM.csv."""
+    save_json(stem + ".json", history)
+    save_table(stem + ".csv", history)
+
+
+# ---- classifier: train, predict, classify ------------------------------------------------------
+
+def check_texts(texts, labels=None):
+    """Return (texts, label ids) as lists; refuse what cannot be trained on or classified."""
+    texts, labels = list(texts), None if labels is None else list(labels)
+    for i, text in enumerate(texts):
+        if not isinstance(text, str):
+            raise InputError(f"text {i} is of type {type(text).__name__}; texts are strings")
+    ids = [] if labels is None else [LABEL_IDS.get(str(label)) for label in labels]
+    if labels is not None and len(texts) != len(ids):
+        raise InputError(f"{len(ids)} labels for {len(texts)} texts; they must be as many")
+    if None in ids:
+        raise InputError(f"label {labels[ids.index(None)]!r}: labels are neg and pos")
+    return texts, ids
+
+
+def prepare(texts, tokenizer, config):
+    """Return the Pieces of the texts, of their first/last `words` when asked to."""
+    check_seq_len(config.seq_len, tokenizer)
+    return tokenize_all([kept_words(text, config.words, config.keep) for text in texts], tokenizer)
+
+
+def start(config, head, *content):
+    """Return (model on its device, tokenizer, key of the run) for `train` and `pretrain`."""
+    model, tokenizer = load_bert(config.model, head, config.dropout, config.attention_dropout,
+                                 config.seed)
+    key = digest(head, settings(config), weights_digest(model), VERSIONS, *content)[:32]
+    return model.to(pick_device(config.device)), tokenizer, key
+
+
+def train(texts, labels, pretrain_params=None, dev=None, n_eval=500, log_dir="", save_as="",
+          **overrides):
+    """Fine-tune BERT on all the given reviews; return the params that `classify` takes.
+
+    pretrain_params: what `pretrain` returned: BERT starts from there. dev: (texts, labels) held
+    out; n_eval of them, and of the training reviews, give the learning curve. log_dir: of
+    TensorBoard. save_as: stem of the history's .json and .csv. overrides: fields of Config.
+    An unfinished run of the same texts, labels, weights and settings is resumed; a finished one is
+    never reused.
+    """
+    config = make_config(**overrides)
+    if pretrain_params is not None:
+        config = dataclasses.replace(config, model=pretrained_folder(pretrain_params))
+        print(f"training starts from {describe(pretrain_params)}", flush=True)
+    texts, label_ids = check_texts(texts, labels)
+    if len(set(label_ids)) < 2:
+        raise InputError("the training reviews do not carry both labels, neg and pos")
+    with torch.random.fork_rng():  # whoever calls keeps their own random stream
+        model, tokenizer, key = start(config, "classifier", label_ids, *map(utf8, texts))
+        curves = {"train": (texts, label_ids), "dev": check_texts(*dev)} if dev else {}
+        for name, (some, ids) in curves.items():
+            if not some or len(some) != len(ids) or n_eval < 1:
+                raise InputError("dev must be (texts, labels), not empty, and n_eval 1 or more")
+            every = math.ceil(len(some) / n_eval)
+            curves[name] = prepare(some[::every], tokenizer, config), ids[::every]
+
+        def evaluate(model):
+            return {f"{name}_{key}": value for name, (some, ids) in curves.items()
+                    for key, value in measure(model, some, ids, tokenizer, config).items()}
+
+        per_epoch = math.ceil(len(texts) / config.batch_size)
+        batches = classifier_batches(prepare(texts, tokenizer, config), label_ids, config,
+                                     tokenizer, next(model.parameters()).device)
+        run = os.path.join(cache_dir("runs"), key + ".checkpoint")
+        history = fit(model, batches, config.epochs * per_epoch, per_epoch, classifier_forward,
+                      config, evaluate if dev else None, run, log_dir)
+    forget(run)
+    if save_as:
+        save_history(save_as, history)
+    return {"model": model, "tokenizer": tokenizer, "config": config, "history": history,
+            "pretrained": pretrain_params}
+
+
+def forget(path):
+    """Remove a file that has served."""
+    with contextlib.suppress(FileNotFoundError):
+        os.remove(path)
+
+
+def predict_logits(model, pieces, tokenizer, config, what=""):
+    """Return the logits of all texts in their order, float32 (n, labels) on the CPU.
+
+    Reviews of like length go together, so little is padded; padding changes no prediction.
+    what: a name for the progress bar and the estimate; silent without one.
+    """
+    device = next(model.parameters()).device
+    lengths = [min(n, config.seq_len - 2) + 2 for n in pieces.lengths]
+    limits = micro_limits(dataclasses.replace(config, batch_size=64, accumulation=1), device)
+    logits = torch.zeros(len(pieces), model.config.num_labels)
+    bar = progress_bar(sum(lengths), what, "piece") if what else None
+    training, started, done, told = model.training, time.time(), 0, not what
+    model.eval()
+    with inference_mode():
+        for group in micro_batches(lengths, *limits):
+            rows = [framed(pieces[i], config.seq_len, config.keep, tokenizer) for i in group]
+            batch = {key: value.to(device) for key, value in
+                     padded(rows, tokenizer.pad_token_id).items()}
+            logits[group] = model(**batch)[0].float().cpu()
+            done += sum(map(len, rows))
+            if what:
+                bar.update(sum(map(len, rows)))
+            elapsed = time.time() - started
+            if not told and elapsed > 5:
+                told = True
+                tell_estimate(what, len(pieces), elapsed * sum(lengths) / done / 60)
+    if what:
+        bar.close()
+    model.train(training)
+    return logits
+
+
+def tell_estimate(what, n, minutes):
+    """Print how long a prediction will take, and warn when grading would cut it off."""
+    print(f"{what} {n:,} reviews: about {minutes:.1f} minutes", flush=True)
+    if minutes > GRADING_MINUTES:
+        warn(f"that is more than the {GRADING_MINUTES} minutes that grading allows; a smaller "
+             f"seq_len is faster")
+
+
+def measure(model, pieces, label_ids, tokenizer, config):
+    """Return {loss: mean cross entropy in nats, accuracy: share right} on labelled pieces."""
+    logits, targets = predict_logits(model, pieces, tokenizer, config), torch.tensor(label_ids)
+    return {"loss": float(F.cross_entropy(logits, targets)),
+            "accuracy": float((logits.argmax(1) == targets).float().mean())}
+
+
+def classify(texts, params, **overrides):
+    """Return the label of each text, in order; params is what `train` returned."""
+    config = make_config(vars(params["config"]), **overrides)
+    texts, _ = check_texts(texts)
+    if not texts:
+        return []
+    model = params["model"].to(pick_device(config.device))
+    logits = predict_logits(model, prepare(texts, params["tokenizer"], config),
+                            params["tokenizer"], config, "classifying")
+    names = {i: label for label, i in LABEL_IDS.items()}
+    return [names[i] for i in logits.argmax(1).tolist()]
+
+
+def accuracy(labels, predicted):
+    """Return the share of labels that equal the predicted ones, compared as strings."""
+    if len(labels) != len(predicted) or not len(labels):
+        raise InputError(f"{len(predicted)} predictions for {len(labels)} labels")
+    return sum(str(a) == str(b) for a, b in zip(labels, predicted)) / len(labels)
+
+
+# ---- masked LM: pretrain -----------------------------------------------------------------------
+
+HELD_OUT = 200     # texts (a tenth of all at most) that the MLM loss is measured on
+MASKED_SHARE = 0.15  # of the pieces; 80/10/10 as in Devlin et al. 2019, 3.1
+
+
+def flat_texts(texts):
+    """Return the distinct non-blank texts of an iterable of texts, or of iterables of texts."""
+    flat = itertools.chain.from_iterable(
+        [item] if isinstance(item, str) or not hasattr(item, "__iter__") else item
+        for item in texts)
+    return [text for text in dict.fromkeys(check_texts(flat)[0]) if text.strip()]
+
+
+def spans(lengths, size):
+    """Return (text, start, end) windows of at most `size` pieces; nothing is dropped or glued.
+
+    A long text gives windows of equal length (to a piece), so that none is a short rest.
+    """
+    windows = []
+    for i, n in enumerate(lengths):
+        parts = math.ceil(n / size)
+        edges = [n * part // max(parts, 1) for part in range(parts + 1)]
+        windows.extend((i, start, end) for start, end in zip(edges, edges[1:]))
+    return windows
+
+
+def mask_pieces(input_ids, maskable, mask_id, vocab_size, random, continues=None):
+    """Return (corrupted input_ids, labels), both (batch, seq) int64; Devlin et al. 2019, 3.1.
+
+    15 % of the maskable pieces are chosen; of these 80 % become [MASK], 10 % a random piece and
+    10 % stay. labels: the original id where chosen, else IGNORE. random: a CPU torch.Generator.
+    continues: (batch, seq) bool, pieces that go on a word: then whole words are chosen.
+    """
+    draw, fate = (torch.rand(input_ids.shape, generator=random) for _ in range(2))
+    if continues is not None:
+        word = (~continues).to(torch.int64).cumsum(1) - 1  # index of a piece's word, (batch, seq)
+        draw = draw.gather(1, word.clamp(min=0))
+    chosen = (draw < MASKED_SHARE) & maskable
+    labels = torch.where(chosen, input_ids, torch.full_like(input_ids, IGNORE))
+    other = torch.randint(vocab_size, input_ids.shape, generator=random, dtype=torch.int64)
+    corrupted = torch.where(chosen & (fate < 0.8), torch.full_like(input_ids, mask_id), input_ids)
+    return torch.where(chosen & (fate >= 0.9), other, corrupted), labels
+
+
+def mlm_batches(pieces, tokenizer, config, device):
+    """Return (windows, random) -> their micro-batches, with fresh masks drawn from `random`."""
+    words = tokenizer.convert_ids_to_tokens(list(range(len(tokenizer))))
+    continues = torch.tensor([word.startswith("##") for word in words])
+    ordinary = torch.ones(len(tokenizer), dtype=torch.bool)
+    ordinary[tokenizer.all_special_ids] = False
+
+    def batches(windows, random):
+        rows = [framed(pieces[i][start:end], config.seq_len, "head", tokenizer)
+                for i, start, end in windows]
+        made = []
+        for micro in micro_batches(list(map(len, rows)), *micro_limits(config, device)):
+            batch = padded([rows[i] for i in micro], tokenizer.pad_token_id)
+            ids = batch["input_ids"]
+            batch["input_ids"], batch["labels"] = mask_pieces(
+                ids, ordinary[ids], tokenizer.mask_token_id, len(tokenizer), random,
+                continues[ids] if config.whole_word else None)
+            made.append(batch)
+        return made
+    return batches
+
+
+def mlm_loss(model, batches, device):
+    """Return the mean cross entropy in nats over the masked positions of some batches."""
+    training, total = model.training, 0.0
+    model.eval()
+    with inference_mode():
+        for batch in batches:
+            total += float(summed_loss(mlm_forward, model, batch, device))
+    model.train(training)
+    return total / max(1, count_targets(batches))
+
+
+def pretrain(texts, parts=(), log_dir="", **overrides):
+    """Train BERT further by masked LM on the texts; return what `train` takes, small to pickle.
+
+    texts: an iterable of str or of iterables of str; blank and repeated ones are left out. parts:
+    names of the parts they come from, for the record. overrides: fields of Config; some default to
+    MLM_DEFAULTS. A finished pretraining of the same texts, weights and settings is found again by
+    content; an unfinished one goes on.
+    """
+    config = make_config(MLM_DEFAULTS, **overrides)
+    texts = flat_texts(texts)
+    if len(texts) < 2:
+        raise InputError(f"{len(texts)} different non-blank texts; pretrain needs 2 or more")
+    with torch.random.fork_rng():
+        model, tokenizer, key = start(config, "mlm", *map(utf8, texts))
+        folder = os.path.join(cache_dir("pretrained"), key)
+        note = read_note(folder)
+        if note is None:
+            run_mlm(model, tokenizer, texts, config, folder, log_dir)
+            note = read_note(folder)
+        else:
+            print("pretraining of the same texts and settings found: not repeated", flush=True)
+    return dict(note, path=folder, parts=list(parts))
+
+
+def run_mlm(model, tokenizer, texts, config, folder, log_dir=""):
+    """Train by masked LM and save the model as a folder with its note and history."""
+    device, pieces = next(model.parameters()).device, prepare(texts, tokenizer, config)
+    order = torch.randperm(len(texts), generator=generator("held out")).tolist()
+    held = set(order[:min(HELD_OUT, max(1, len(texts) // 10))])
+    windows = spans(pieces.lengths, config.seq_len - 2)
+    make = mlm_batches(pieces, tokenizer, config, device)
+    fixed = make([w for w in windows if w[0] in held], generator("held-out masks"))
+    windows = [w for w in windows if w[0] not in held]
+    if not windows:
+        raise InputError("the texts hold no pieces to learn from")
+
+    def batches(step):
+        chosen = sample_of_step(len(windows), config.batch_size, step, config.data_seed)
+        return make([windows[i] for i in chosen], generator("masks", config.data_seed, step))
+
+    per_epoch = math.ceil(len(windows) / config.batch_size)
+    history = fit(model, batches, config.epochs * per_epoch, per_epoch, mlm_forward, config,
+                  lambda model: {"held_out_loss": mlm_loss(model, fixed, device)},
+                  folder + ".checkpoint", log_dir, "pretraining")
+    curve = [row for row in history if "held_out_loss" in row]
+    save_bert(folder, model, tokenizer, {
+        "model": config.model, "n_texts": len(texts), "n_held_out": len(held), "curve": curve,
+        "n_windows": len(windows), "config": settings(config), "versions": VERSIONS,
+        "loss_before": curve[0]["held_out_loss"], "loss_after": curve[-1]["held_out_loss"],
+        "minutes": history[-1]["seconds"] / 60})
+    save_history(os.path.join(folder, "history"), history)
+    forget(folder + ".checkpoint")
+
+
+def read_note(folder):
+    """Return the note of a finished pretraining, or None; a damaged one is set aside."""
+    if not os.path.isdir(folder):
+        return None
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        with open(os.path.join(folder, "note.json"), encoding="utf-8") as file:
+            note = json.load(file)
+        if note["sha256"] == file_digest(os.path.join(folder, "pytorch_model.bin")):
+            return note
+    return set_aside(folder)
+
+
+def pretrained_folder(pretrain_params):
+    """Return the folder that `pretrain` left; InputError unless it is there and sound."""
+    if not isinstance(pretrain_params, dict) or "path" not in pretrain_params:
+        raise InputError(f"pretrain_params is of type {type(pretrain_params).__name__}; give what "
+                         f"pretrain() returned")
+    if read_note(pretrain_params["path"]) is None:
+        raise InputError(f"{pretrain_params['path']}: the pretrained weights are gone or damaged; "
+                         f"call pretrain again")
+    return pretrain_params["path"]
+
+
+def describe(pretrain_params):
+    """Return one line on a pretraining: texts, parts, held-out loss and perplexity."""
+    p, parts = pretrain_params, ", ".join(pretrain_params["parts"])
+    losses = p["loss_before"], p["loss_after"]
+    return (f"MLM pretraining on {p['n_texts']:,} texts{parts and ' of ' + parts} (held-out loss "
+            "%.3f -> %.3f, perplexity %.1f -> %.1f)" % (*losses, *map(perplexity, losses)))
+
+
+def perplexity(loss):
+    """Return e to the mean cross entropy in nats."""
+    return math.exp(min(loss, 700))
+
+
+# ---- floor to beat -----------------------------------------------------------------------------
+
+def majority_accuracy(train_labels, labels):
+    """Return the accuracy of always saying the commonest training label."""
+    return accuracy(labels, [Counter(train_labels).most_common(1)[0][0]] * len(labels))
+
+
+def naive_bayes(texts, labels, unseen):
+    """Return labels for the `unseen` texts by a unigram naive Bayes with add-one smoothing."""
+    counts, priors = {label: Counter() for label in sorted(set(labels))}, Counter(labels)
+    for text, label in zip(texts, labels):
+        counts[label].update(re.findall(r"\w+", text.lower()))
+    vocabulary = set().union(*counts.values())
+    totals = {label: sum(counts[label].values()) + len(vocabulary) for label in counts}
+
+    def score(label, words):
+        return math.log(priors[label]) + sum(
+            math.log((counts[label][word] + 1) / totals[label]) for word in words)
+
+    known = ([word for word in re.findall(r"\w+", text.lower()) if word in vocabulary]
+             for text in unseen)
+    return [max(counts, key=lambda label: score(label, words)) for words in known]

@@ -1,0 +1,128 @@
+"""The pages of a report: one for each notebook, and the index. Their look is in report.html.j2."""
+import json
+import os
+import platform
+import re
+from pathlib import Path
+
+import nbformat
+from jinja2 import Environment, FileSystemLoader
+from markupsafe import Markup
+from nbconvert import preprocessors
+from nbconvert.filters import Highlight2HTML, ansi2html, markdown2html, strip_ansi
+from pygments.formatters import HtmlFormatter
+
+ROOT = Path(__file__).resolve().parent
+STATES = "ok", "failed", "timeout", "interrupted", "not run"
+# Of a progress bar only the last state: a function in nbconvert 5.6, a class in 7.
+coalesce = (getattr(preprocessors, "coalesce_streams", None)
+            or preprocessors.CoalesceStreamsPreprocessor().preprocess)
+
+
+def write(path, text):
+    """Write a file whole or not at all."""
+    aside = path.with_name(path.name + ".part")
+    aside.write_text(text, encoding="utf-8", errors="replace")
+    os.replace(str(aside), str(path))
+
+
+def read_json(path, default):
+    """Read a JSON file; give the default when there is none."""
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else default
+
+
+def find_cell(path):
+    """Say which cell of a notebook papermill is in; "" while it writes the file."""
+    try:
+        cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+    except (OSError, ValueError):
+        return ""
+    begun = [c["metadata"]["papermill"]["start_time"] for c in cells
+             if c["cell_type"] == "code" and c["source"] and "papermill" in c["metadata"]]
+    return f"cell {len(begun) - begun.count(None)} of {len(begun)}"
+
+
+def judge(source, target, log, why, timeout, code, seconds):
+    """Judge a notebook that ended; return its status row, the notebook, and the end of its log."""
+    lines = strip_ansi(log.read_text(encoding="utf-8", errors="replace")).strip().split("\n")
+    try:
+        nb = nbformat.read(str(target), as_version=4)
+    except Exception:  # noqa: BLE001 - papermill wrote nothing, or died while writing
+        nb = nbformat.read(str(source), as_version=4)
+    errors = [o for c in nb.cells for o in c.get("outputs", []) if o.output_type == "error"]
+    reason = f"longer than {timeout:g} min" if why == "timeout" else "stopped"
+    if code and not why:
+        why, reason = "failed", (f"{errors[0].ename}: {errors[0].evalue}" if errors else
+                                 f"papermill died, signal {-code}" if code < 0 else lines[-1])
+    reason = strip_ansi(reason).split("\n")[0][:200] + f" (in {find_cell(target) or 'no cell'})"
+    row = {"status": why or "ok", "reason": why and reason, "seconds": round(seconds, 1)}
+    return row, nb, "\n".join(lines[-12:]) if why and not errors else ""
+
+
+def markdown(text):
+    """Convert Markdown: headings without ids and anchors, notebooks' links leading to pages."""
+    text = re.sub(r'<a class="anchor-link".*?</a>|(?<=<h\d) id="[^"]*"', "", markdown2html(text))
+    return re.sub(r'(href="[\w-]+)\.ipynb', r"\1.html", text)
+
+
+def read_headline(path):
+    """Read a notebook's title and the first sentence of its first paragraph."""
+    cells = nbformat.read(str(path), as_version=4).cells
+    text = markdown("\n\n".join(c.source for c in cells if c.cell_type == "markdown"))
+    found = (re.search(rf"<{tag}>(.*?)</{tag}>", text, re.DOTALL) for tag in ("h1", "p"))
+    title, lead = (Markup(match.group(1)).striptags() if match else "" for match in found)
+    return title or path.stem, re.split(r"(?<=[.!?]) (?=[A-Z])", lead)[0]
+
+
+def prepare(nb):
+    """Make a notebook ready for the template; return its cells and the titles of its sections."""
+    titles = []
+
+    def number(match):  # two sections may have the same title, not the same id
+        titles.append(Markup(match.group(1)).striptags())
+        return f'<h2 id="s{len(titles)}">{match.group(1)}</h2>'
+
+    # papermill's own banner about a failed cell says what the page's head says.
+    nb.cells = [c for c in nb.cells if "inputHidden" not in c.metadata
+                and "papermill-error-cell-tag" not in c.metadata.get("tags", [])]
+    for cell in coalesce(nb, {})[0].cells:
+        if cell.cell_type == "markdown":
+            text = re.sub(r"<h1>.*?</h1>", "", markdown(cell.source), flags=re.DOTALL)
+            cell.html = re.sub(r"<h2>(.*?)</h2>", number, text, flags=re.DOTALL)
+    return nb.cells, titles
+
+
+def save_page(out, name, **data):
+    """Fill in the template and write a page, without terminal codes and private folders."""
+    folders = [re.escape(str(f)) for f in (ROOT, out.parent, Path.home()) if len(f.parts) > 1]
+    private = rf"(?<![\w+/])({'|'.join(folders)})/|[\x00-\x08\x0b-\x1f]"  # not within base64
+    write(out / (name + ".html"), re.sub(private, "", TEMPLATE.render(name=name, **data)))
+
+
+def write_page(out, titles, name, row, nb, given, log=""):
+    """Write a notebook's page; when that fails, so did the notebook: note it in its row."""
+    data = {"titles": titles, "row": row, "given": given, "log": log, "profile": row["profile"]}
+    try:
+        cells, sections = prepare(nb)
+        save_page(out, name, cells=cells, sections=sections, **data)
+    except Exception as error:  # noqa: BLE001 - one odd output must not cost the other pages
+        row.update(status="failed", reason=f"no page: {type(error).__name__}: {error}")
+        save_page(out, name, **data)
+
+
+def write_index(out, titles, status, profile):
+    """Write the index page and status.json; return a line that counts the states."""
+    states = [status[name]["status"] for name in titles]
+    counts = ", ".join(f"{states.count(s)} {s}" for s in STATES if s in states)
+    answers = {name: read_json(out / "answers" / (name + ".json"), []) for name in titles}
+    write(out / "status.json", json.dumps(status, indent=1))
+    save_page(out, "index", titles=titles, status=status, profile=profile, counts=counts,
+              answers=answers)
+    return f"{len(states)} pages: {counts}"
+
+
+environment = Environment(loader=FileSystemLoader(str(ROOT)), autoescape=True)
+environment.filters.update(ansi2html=ansi2html, highlight=Highlight2HTML(), markdown=markdown)
+environment.globals.update(python=platform.python_version(),
+                           code_style=HtmlFormatter().get_style_defs(".highlight"))
+TEMPLATE = environment.get_template("report.html.j2")

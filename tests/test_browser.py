@@ -1,0 +1,108 @@
+"""A real browser opens every page of a report: REPORT_DIR, or one of made-up notebooks."""
+import os
+import shutil
+from pathlib import Path
+from urllib.parse import unquote, urlparse
+
+import pytest
+import report_helpers as h
+
+sync_api = pytest.importorskip("playwright.sync_api")
+CHROMIUM = shutil.which("chromium")
+FLAGS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
+         "--disable-background-networking", "--disable-component-update", "--disable-sync"]
+CANARY = "window.fired = 0; window.alert = () => { window.fired += 1 }"
+OVERFLOW = "document.documentElement.scrollWidth - document.documentElement.clientWidth"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Give the report's folder; build one that holds every kind of notebook if none is named."""
+    if os.environ.get("REPORT_DIR"):
+        return Path(os.environ["REPORT_DIR"]).resolve()
+    return h.make_gallery(tmp_path_factory)[1]
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory):
+    """Start Debian's Chromium with a profile of its own."""
+    if not CHROMIUM:
+        assert os.environ.get("CI") != "true", "CI must have chromium: apt-get install chromium"
+        pytest.skip("no chromium on the PATH: apt-get install chromium")
+    with sync_api.sync_playwright() as playwright:
+        context = playwright.chromium.launch_persistent_context(
+            str(tmp_path_factory.mktemp("profile")), executable_path=CHROMIUM, args=FLAGS)
+        yield context
+        context.close()
+
+
+@pytest.fixture(scope="module")
+def visits(browser, folder):
+    """Open every page at two widths; note what it asks for, says and shows."""
+    found, shots = {}, os.environ.get("SCREENSHOTS")
+    page = browser.new_page()
+    page.add_init_script(CANARY)
+    page.on("console", lambda m: seen["said"].append(m.text))
+    page.on("pageerror", lambda e: seen["said"].append(str(e)))
+    page.on("request", lambda r: seen["asked"].append(r.url))
+    for path in sorted(folder.glob("*.html")):
+        seen = found[path.name] = dict(said=[], asked=[], overflow={}, path=path)
+        for width in 1280, 390:
+            page.set_viewport_size({"width": width, "height": 900})
+            page.goto(path.as_uri())
+            seen["overflow"][width] = page.evaluate(OVERFLOW)
+            if shots:
+                os.makedirs(shots, exist_ok=True)
+                page.screenshot(path=f"{shots}/{path.stem}-{width}.png", full_page=True)
+        seen["fired"] = page.evaluate("window.fired")
+        seen["lang"] = page.evaluate("document.documentElement.lang")
+        seen["title"] = page.title()
+        seen["images"] = page.evaluate("[...document.images].map(i => [i.naturalWidth, i.alt])")
+        seen["links"] = page.evaluate("[...document.links].map(a => a.href)")
+        seen["ids"] = page.evaluate("[...document.querySelectorAll('[id]')].map(e => e.id)")
+        seen["folded"] = []
+        if "show-code" in seen["ids"] and page.query_selector(".input"):
+            for _ in range(3):
+                seen["folded"].append(page.is_visible(".input"))
+                page.click("label[for=show-code]")
+    assert "index.html" in found and len(found) > 1
+    return found
+
+
+def test_pages_ask_for_nothing_and_complain_of_nothing(visits):
+    for name, seen in visits.items():
+        assert not seen["said"], (name, seen["said"])
+        outside = [u for u in seen["asked"] if not u.startswith(("file:", "data:"))]
+        assert not outside, (name, outside)
+        assert seen["fired"] == 0, name
+
+
+def test_every_image_shows_and_has_a_text(visits):
+    for name, seen in visits.items():
+        for width, alt in seen["images"]:
+            assert width > 0 and alt.strip(), (name, alt)
+
+
+def test_every_page_has_its_language_and_a_title_of_its_own(visits):
+    assert {seen["lang"] for seen in visits.values()} == {"en"}
+    titles = [seen["title"].strip() for seen in visits.values()]
+    assert all(titles) and len(set(titles)) == len(titles)
+
+
+def test_internal_links_lead_somewhere(visits):
+    for name, seen in visits.items():
+        for link in (x for x in seen["links"] if x.startswith("file:")):
+            target, _, mark = link.partition("#")
+            path = Path(unquote(urlparse(target).path))
+            assert path.exists(), (name, link)
+            assert not mark or mark in visits[path.name]["ids"], (name, link)
+
+
+def test_no_page_scrolls_sideways(visits):
+    for name, seen in visits.items():
+        assert seen["overflow"] == {1280: 0, 390: 0}, name
+
+
+def test_code_folds_and_unfolds(visits):
+    folds = [seen["folded"] for seen in visits.values() if seen["folded"]]
+    assert folds and all(fold == [True, False, True] for fold in folds)

@@ -1,0 +1,637 @@
+"""evaluate.py, the course's harness around a copied helpers.py, and what may be imported."""
+import ast
+import contextlib
+import importlib.util
+import io
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import sysconfig
+import time
+from pathlib import Path
+
+import conftest  # first: it puts helpers.py on the path
+import pytest
+import torch
+
+import evaluate
+import helpers
+
+PARTS = ["train", "dev", "test", "dev-b", "test-b"]
+LABELLED = ["train", "dev", "dev-b"]
+SIZES = {"train": 48, "dev": 12, "test": 12, "dev-b": 10, "test-b": 10, "train_unlabeled": 30}
+SMALL = {"seq_len": 32, "batch_size": 8, "accumulation": 1, "epochs": 1, "lr": 1e-3}
+
+
+def options(**overrides):
+    """Return --set options for train and pretrain alike."""
+    pairs = [f"{key}={value}" for key, value in dict(SMALL, **overrides).items()]
+    return [word for pair in pairs for word in ("--set", pair, "--set", "pretrain." + pair)]
+
+
+def write_filimdb(folder, words=None):
+    """Write the first reviews of data/sample in FILIMDB's layout, cut to some words."""
+    source = conftest.ROOT / "data" / "sample"
+    for path in sorted(source.glob("*.*s")):
+        lines = path.read_bytes().decode("utf-8").split("\n")[:-1]
+        half = SIZES[path.stem] // 2  # train is in order of class: take from both ends
+        some = lines[:half] + lines[-half:]
+        if path.suffix == ".texts" and words:
+            some = [" ".join(line.split()[:words]) for line in some]
+        (folder / path.name).write_bytes("".join(line + "\n" for line in some).encode("utf-8"))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def filimdb(tmp_path_factory):
+    return write_filimdb(tmp_path_factory.mktemp("filimdb"))
+
+
+@pytest.fixture
+def broken(filimdb, tmp_path):
+    """A copy of the folder, to be damaged."""
+    shutil.copytree(str(filimdb), str(tmp_path / "data"))
+    return tmp_path / "data"
+
+
+@pytest.fixture(autouse=True)
+def signals():
+    """Put back the handler that evaluate.main sets."""
+    old = signal.getsignal(signal.SIGTERM)
+    yield
+    signal.signal(signal.SIGTERM, old)
+
+
+@pytest.fixture(scope="module")
+def graded(filimdb, tiny_bert, tmp_path_factory):
+    """Run evaluate.main once in full: (exit code, preds.tsv, what it printed)."""
+    out, said = tmp_path_factory.mktemp("graded") / "preds.tsv", io.StringIO()
+    with contextlib.redirect_stdout(said):
+        code = evaluate.main(["--data", str(filimdb), "--model", tiny_bert, "--out", str(out),
+                              *options()])
+    return code, out, said.getvalue()
+
+
+class Spy:
+    """Stand in for helpers' three functions and keep what they are given."""
+
+    def __init__(self, monkeypatch):
+        self.calls, self.texts = {}, None
+        for name in ("pretrain", "train", "classify"):
+            monkeypatch.setattr(helpers, name, getattr(self, name))
+
+    def pretrain(self, texts, parts=(), log_dir="", **overrides):
+        """Return params as the real one does."""
+        self.texts, self.calls["pretrain"] = texts, overrides
+        return {"path": "nowhere", "parts": list(parts), "n_texts": 7, "loss_before": 2.0,
+                "loss_after": 1.0}
+
+    def train(self, texts, labels, pretrain_params=None, **overrides):
+        """Keep the overrides and what pretraining gave."""
+        self.calls["train"], self.params = overrides, pretrain_params
+        return "trained"
+
+    def classify(self, texts, params, **overrides):
+        """Call everything positive."""
+        assert params == "trained"
+        return ["pos"] * len(texts)
+
+
+@pytest.fixture
+def spy(monkeypatch):
+    return Spy(monkeypatch)
+
+
+def read_labels(folder, part):
+    return (folder / (part + ".labels")).read_text(encoding="utf-8").split()
+
+
+def predictions(path):
+    """Read preds.tsv: {part: labels in order}."""
+    found = {}
+    for line in path.read_text(encoding="utf-8").splitlines():
+        key, label = line.split("\t")
+        found.setdefault(key.split("/")[0], []).append(label)
+    return found
+
+
+# ---- a run -------------------------------------------------------------------------------------
+
+def test_preds_has_a_line_for_every_review_in_order(graded):
+    code, out, _ = graded
+    assert code == 0
+    text = out.read_bytes().decode("utf-8")
+    keys = [f"{part}/{i}" for part in PARTS for i in range(SIZES[part])]
+    assert text.endswith("\n") and [line.split("\t")[0] for line in text[:-1].split("\n")] == keys
+    assert all(re.match(r"[\w-]+/\d+\t(pos|neg)$", line) for line in text[:-1].split("\n"))
+    assert os.listdir(str(out.parent)) == ["preds.tsv"]
+
+
+def test_accuracies_are_those_of_the_predictions(graded, filimdb):
+    _, out, said = graded
+    found = re.findall(r"(?m)^(\S+) +accuracy +([\d.]+)% of (\d+) reviews \((.*)\)$", said)
+    assert [row[0] for row in found] == LABELLED
+    for part, percent, n, note in found:
+        gold = read_labels(filimdb, part)
+        right = sum(a == b for a, b in zip(gold, predictions(out)[part]))
+        assert (percent, int(n)) == ("%.2f" % (100 * right / len(gold)), len(gold))
+        assert ("another domain" in note) == (part == "dev-b")
+        assert ("naive Bayes" in note) == (part != "train")
+        assert "pretrained on train, train_unlabeled" in note
+
+
+def test_the_predictions_are_those_of_the_trained_model(graded, filimdb, tiny_bert):
+    data = helpers.load_filimdb(str(filimdb))
+    unlabeled = helpers.read_lines(str(filimdb / "train_unlabeled.texts"))
+    small = dict(SMALL, model=tiny_bert)
+    params = helpers.pretrain([data["train"].texts, unlabeled], **small)
+    params = helpers.train(data["train"].texts, data["train"].labels, params, **small)
+    assert predictions(graded[1]) == {part: helpers.classify(data[part].texts, params)
+                                      for part in PARTS}
+    assert "MLM pretraining on 78 texts of train, train_unlabeled (held-out loss" in graded[2]
+
+
+def run(*argv):
+    """Run evaluate.main: what it printed on stdout."""
+    said = io.StringIO()
+    with contextlib.redirect_stdout(said):
+        assert evaluate.main(list(argv)) == 0
+    return said.getvalue()
+
+
+@pytest.mark.parametrize("flags,parts", [
+    ([], ["train", "train_unlabeled"]),
+    (["--transductive"], ["train", "train_unlabeled", "dev", "test", "dev-b", "test-b"])])
+def test_pretraining_sees_the_parts_that_are_named(flags, parts, filimdb, spy, tmp_path):
+    said = run("--data", str(filimdb), "--out", str(tmp_path / "p.tsv"), *flags)
+    assert said.count("pretrained on " + ", ".join(parts) + ")") == len(LABELLED)
+    assert spy.texts == [helpers.read_lines(str(filimdb / (part + ".texts"))) for part in parts]
+    assert spy.params["parts"] == parts
+
+
+def test_no_pretrain(filimdb, spy, tmp_path):
+    said = run("--data", str(filimdb), "--out", str(tmp_path / "p.tsv"), "--no-pretrain")
+    assert "pretrain" not in spy.calls and spy.params is None
+    assert said.count("no pretraining") == len(LABELLED) and "pretrained on" not in said
+
+
+def test_a_folder_without_unlabeled_texts(broken, spy, tmp_path):
+    (broken / "train_unlabeled.texts").unlink()
+    assert "pretrained on train)" in run("--data", str(broken), "--out", str(tmp_path / "p.tsv"))
+
+
+def test_set_reaches_train_and_pretrain(filimdb, spy, tmp_path):
+    run("--data", str(filimdb), "--out", str(tmp_path / "p.tsv"), "--set", "lr=1",
+        "--set", "keep=tail", "--set", "pretrain.epochs=5", "--set", "pretrain.whole_word=True")
+    assert spy.calls["train"] == {"lr": 1, "keep": "tail"}
+    assert spy.calls["pretrain"] == {"epochs": 5, "whole_word": True, "model": "bert-base-uncased"}
+
+
+@pytest.mark.parametrize("argv,environment,model", [
+    ([], "", "data/sample/bert"), ([], "/some/bert", "data/sample/bert"),
+    (["--model", "/my/bert"], "", "/my/bert"), (["--data", "D"], "", "bert-base-uncased"),
+    (["--data", "D"], "/some/bert", "/some/bert"),
+    (["--data", "D", "--model", "/my/bert"], "/some/bert", "/my/bert"),
+    (["--data", "D", "--set", "model=/set/bert"], "/some/bert", "/set/bert")])
+def test_which_model(argv, environment, model, filimdb, spy, tmp_path, monkeypatch):
+    monkeypatch.setenv("BERT_MODEL", environment)
+    argv = [str(filimdb) if word == "D" else word for word in argv]
+    said = run("--out", str(tmp_path / "p.tsv"), *argv)
+    assert helpers.make_config(**spy.calls["train"]).model == model
+    assert helpers.make_config(**spy.calls["pretrain"]).model == model
+    assert ("sample" in said.split("\n")[0]) == ("--data" not in argv)
+    tuned = {"lr", "seq_len"} & set(spy.calls["train"])
+    assert bool(tuned) == (model == "data/sample/bert"), "the sample's settings are the tiny BERT's"
+
+
+# ---- older predictions are safe ----------------------------------------------------------------
+
+FAULTS = {"diverged": ("train", helpers.Diverged("loss nan"), 2),
+          "interrupted": ("train", KeyboardInterrupt(), 130),
+          "a bug": ("train", RuntimeError("oops"), RuntimeError),
+          "too few": ("classify", lambda texts, params: ["pos"] * (len(texts) - 1), RuntimeError),
+          "foreign": ("classify", lambda texts, params: ["good"] * len(texts), RuntimeError)}
+
+
+@pytest.mark.parametrize("fault", sorted(FAULTS))
+def test_an_older_file_stays_when_a_run_fails(fault, filimdb, spy, tmp_path, monkeypatch, capsys):
+    where, what, end = FAULTS[fault]
+
+    def fail(*args, **kwargs):
+        raise what
+
+    monkeypatch.setattr(helpers, where, fail if isinstance(what, BaseException) else what)
+    (tmp_path / "preds.tsv").write_bytes(b"train/0\tpos\r\nhalf a li")
+    argv = ["--data", str(filimdb), "--out", str(tmp_path / "preds.tsv")]
+    if isinstance(end, int):
+        assert evaluate.main(argv) == end
+        assert capsys.readouterr().err.count("\n") == 1
+    else:
+        with pytest.raises(end):
+            evaluate.main(argv)
+    assert (tmp_path / "preds.tsv").read_bytes() == b"train/0\tpos\r\nhalf a li"
+    assert os.listdir(str(tmp_path)) == ["preds.tsv"]
+
+
+def test_an_older_file_stays_when_the_disk_is_full(filimdb, spy, tmp_path, monkeypatch):
+    def fsync(handle):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    (tmp_path / "preds.tsv").write_bytes(b"older")
+    with pytest.raises(OSError, match="No space"):
+        evaluate.main(["--data", str(filimdb), "--out", str(tmp_path / "preds.tsv")])
+    assert (tmp_path / "preds.tsv").read_bytes() == b"older"
+    assert os.listdir(str(tmp_path)) == ["preds.tsv"]
+
+
+# ---- wrong input -------------------------------------------------------------------------------
+
+def remove(name):
+    return lambda folder: (folder / name).unlink()
+
+
+def write(name, data):
+    return lambda folder: (folder / name).write_bytes(data)
+
+
+BAD_DATA = [  # the damage, what the message names
+    (remove("dev.texts"), ["dev.texts", "no such file"]),
+    (remove("train.texts"), ["train.texts", "no such file"]),
+    (remove("test-b.texts"), ["test-b.texts", "no such file"]),
+    (remove("train.labels"), ["train.labels", "missing"]),
+    (write("train.labels", b"pos\n" * 47), ["train.labels", "47", "48"]),
+    (write("dev.labels", b"pos\n" * 13), ["dev.labels", "13", "12"]),
+    (write("dev.labels", b"pos\n" * 11 + b"good\n"), ["dev.labels", "line 12", "'good'"]),
+    (write("test.texts", b""), ["test.texts", "empty"]),
+    (write("test.texts", b" \n\n"), ["test.texts", "empty"]),
+    (write("train_unlabeled.texts", b""), ["train_unlabeled.texts", "empty"]),
+    (write("dev.texts", b"good\nb\xff\n"), ["dev.texts", "UTF-8", "byte 6"]),
+    (write("train.labels", b"pos\n" * 48), ["neg and pos"])]
+
+
+def refusal(capsys, *argv):
+    """Run evaluate.main on what it must refuse; return its one line."""
+    assert evaluate.main(list(argv)) == 2
+    line = capsys.readouterr().err
+    assert line.startswith("evaluate.py: ") and line.count("\n") == 1 and line.endswith("\n"), line
+    return line
+
+
+@pytest.mark.parametrize("damage,named", BAD_DATA)
+def test_bad_data_are_refused_in_one_line(damage, named, broken, tiny_bert, tmp_path, capsys):
+    damage(broken)
+    flags = [] if "train_unlabeled.texts" in named else ["--no-pretrain"]
+    line = refusal(capsys, "--data", str(broken), "--model", tiny_bert, *flags,
+                   "--out", str(tmp_path / "preds.tsv"), *options())
+    assert all(word in line for word in named), line
+    assert not (tmp_path / "preds.tsv").exists()
+
+
+BAD_SETTINGS = [  # the option, what the message names
+    ("lrr=1", ["'lrr'", "lr"]), ("foo=1", ["'foo'"]), ("=1", ["''"]), ("lr", ["--set lr", "KEY"]),
+    ("foo.lr=1", ["--set foo.lr=1"]), ("a.pretrain.lr=1", ["--set a.pretrain.lr=1"]),
+    ("lr=0", ["lr=0", "more than 0"]), ("lr=-1", ["lr=-1", "more than 0"]), ("lr=nan", ["'nan'"]),
+    ("lr=1e999", ["lr=inf"]), ("lr=fast", ["lr='fast'", "float", "str"]), ("lr=", ["lr=''"]),
+    ("lr='1'", ["lr='1'"]), ("lr=[1", ["lr='[1'"]), ("lr=None", ["None"]), ("lr=True", ["True"]),
+    ("seq_len=0", ["seq_len=0"]), ("seq_len=2", ["seq_len=2", "3"]), ("epochs=0", ["epochs=0"]),
+    ("seq_len=513", ["seq_len=513", "512"]), ("seq_len=64.0", ["64.0", "int"]),
+    ("batch_size=0", ["batch_size=0"]), ("keep=middle", ["'middle'"]), ("warmup=1", ["warmup=1.0"]),
+    ("device=abacus", ["'abacus'"]), ("max_minutes=-1", ["max_minutes=-1"]),
+    ("pretrain.lr=0", ["lr=0"]), ("pretrain.epochs=0", ["epochs=0"]), ("pretrain.x=1", ["'x'"]),
+    ("model=/no/such/bert", ["/no/such/bert", "no such folder"])]
+
+
+@pytest.mark.parametrize("setting,named", BAD_SETTINGS)
+def test_a_bad_setting_is_refused_in_one_line(setting, named, filimdb, tmp_path, capsys, tiny_bert,
+                                              monkeypatch):
+    monkeypatch.setenv("BERT_MODEL", tiny_bert)
+    line = refusal(capsys, "--data", str(filimdb), "--no-pretrain", "--set", setting,
+                   "--out", str(tmp_path / "preds.tsv"))
+    assert all(word in line for word in named), line
+    assert os.listdir(str(tmp_path)) == []
+
+
+def fifo(folder):
+    """A file that is none: replacing it would break what reads it, as with /dev/null."""
+    os.mkfifo(str(folder / "pipe"))
+    return str(folder / "pipe")
+
+
+BAD_OUT = {"a folder": str, "in no folder": lambda folder: str(folder / "none" / "preds.tsv"),
+           "below a file": lambda folder: str(Path(__file__) / "preds.tsv"),
+           "empty": lambda folder: "", "a pipe": fifo}
+
+
+@pytest.mark.parametrize("kind", [
+    "a folder", "in no folder", "below a file", "empty", "a pipe"])
+def test_an_output_that_cannot_be_written_is_refused_at_once(kind, filimdb, spy, tmp_path, capsys):
+    out = BAD_OUT[kind](tmp_path)
+    assert "--out " + out in refusal(capsys, "--data", str(filimdb), "--out", out)
+    assert not spy.calls
+
+
+@pytest.mark.parametrize("data", [
+    "/no/such/folder", "data/none", __file__, ""])
+def test_a_missing_folder_is_refused(data, spy, tmp_path, capsys):
+    line = refusal(capsys, "--data", data, "--out", str(tmp_path / "p.tsv"))
+    assert data + ": no such folder" in line
+    assert not spy.calls
+
+
+@pytest.mark.parametrize("damage,setting", [
+    (write("train.labels", b"pos\n" * 48), "lr=1"), (lambda folder: None, "seq_len=513")])
+def test_what_train_refuses_is_refused_before_pretraining(damage, setting, broken, tiny_bert,
+                                                          tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(helpers, "pretrain", None)  # calling it would be a TypeError
+    damage(broken)
+    refusal(capsys, "--data", str(broken), "--model", tiny_bert, "--set", setting,
+            "--out", str(tmp_path / "p.tsv"))
+
+
+# ---- as a process ------------------------------------------------------------------------------
+
+def command(*argv):
+    return [sys.executable, str(conftest.ROOT / "evaluate.py"), *argv]
+
+
+def test_a_process_writes_what_main_does(graded, filimdb, tiny_bert, tmp_path):
+    done = subprocess.run(command("--data", str(filimdb), "--model", tiny_bert, *options()),
+                          cwd=str(tmp_path), stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert (tmp_path / "preds.tsv").read_bytes() == graded[1].read_bytes()
+    assert b"found: not repeated" in done.stdout
+    assert os.listdir(str(tmp_path)) == ["preds.tsv"]
+
+
+def test_a_process_refuses_without_a_traceback(filimdb, tmp_path):
+    done = subprocess.run(command("--data", str(filimdb), "--model", str(tmp_path / "no bert")),
+                          cwd=str(tmp_path), stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    line = done.stderr.decode("utf-8")
+    assert done.returncode == 2 and line.count("\n") == 1, line
+    assert line.startswith("evaluate.py: ") and "no bert" in line
+
+
+OFTEN = """import runpy, sys
+sys.path.insert(0, sys.argv[1])
+import helpers
+helpers.CHECKPOINT_SECONDS = 0.1
+del sys.argv[1]
+runpy.run_path(helpers.HERE + "/evaluate.py", run_name="__main__")
+"""
+
+
+def test_sigterm_saves_the_work(filimdb, tiny_bert, tmp_path, monkeypatch, capsys):
+    argv = ["--data", str(filimdb), "--model", tiny_bert, "--no-pretrain", *options(epochs=9999)]
+    monkeypatch.setenv("FILIMDB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.chdir(str(tmp_path))
+    with subprocess.Popen([sys.executable, "-c", OFTEN, str(conftest.ROOT), *argv],
+                          stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        while not list(tmp_path.glob("cache/runs/*.checkpoint")):  # so the training has begun
+            assert process.poll() is None, process.stderr.read()
+            time.sleep(0.05)
+        process.send_signal(signal.SIGTERM)
+        out, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert err.decode("utf-8") == (
+        "evaluate.py: interrupted; the same command goes on from the last checkpoint\n")
+    assert b"training interrupted at step" in out and not (tmp_path / "preds.tsv").exists()
+    assert len(list((tmp_path / "cache" / "runs").iterdir())) == 1
+
+    def resume(*args):  # the same command again, as far as to where it goes on
+        print("step", original(*args)[0])
+        raise KeyboardInterrupt
+
+    original = helpers.resume
+    monkeypatch.setattr(helpers, "resume", resume)
+    assert evaluate.main(argv) == 130
+    assert int(re.search(r"(?m)^step (\d+)$", capsys.readouterr().out).group(1)) > 0
+
+
+# ---- the course's harness ----------------------------------------------------------------------
+
+HARNESS = '''"""The course's evaluate.py, written anew from what is known of it."""
+import json, os, random, sys
+
+import numpy, torch
+
+form, data, seed = sys.argv[1], sys.argv[2], int(sys.argv[3])
+before = set(sys.modules)
+import classifier
+
+ours = [getattr(sys.modules[name], "__file__", None) or "" for name in set(sys.modules) - before]
+random.seed(seed), numpy.random.seed(seed), torch.manual_seed(seed)
+
+
+def read(part):
+    with open(os.path.join(data, part + ".texts"), encoding="utf-8", newline="") as file:
+        texts = [line.strip() for line in file.read().strip().split("\\n")]
+    labels = None
+    if os.path.exists(os.path.join(data, part + ".labels")):
+        with open(os.path.join(data, part + ".labels")) as file:
+            labels = [line.strip() for line in file.readlines()]
+    return list(range(len(texts))), texts, labels
+
+
+names = ["train", "dev", "test", "dev-b", "test-b"]
+parts = {name: read(name) for name in names + ["train_unlabeled"]}
+assert parts["test"][2] is None and parts["test-b"][2] is None
+if form == "2019":
+    params = classifier.pretrain(parts["train"][1] + parts["train_unlabeled"][1])
+elif form == "transductive":
+    params = classifier.pretrain([texts for _, texts, _ in parts.values()])
+elif form == "2020":
+    params = classifier.pretrain([parts["train"][1], parts["train_unlabeled"][1]])
+else:
+    params = None  # what a bundle without pretraining returns
+if params is None:
+    trained = classifier.train(parts["train"][1], parts["train"][2])
+else:
+    trained = classifier.train(parts["train"][1], parts["train"][2], params)
+with open("preds.tsv", "w") as file:
+    for name in names:
+        ids, texts, labels = parts[name]
+        predicted = classifier.classify(texts, trained)
+        assert len(predicted) == len(texts)
+        file.writelines("%s/%d\\t%s\\n" % (name, i, label) for i, label in zip(ids, predicted))
+json.dump({"modules": ours, "random": [random.random(), numpy.random.rand(), float(torch.rand(1))],
+           "weights": float(sum(p.detach().double().abs().sum()
+                              for p in trained["model"].parameters()))},
+          open("seen.json", "w"))
+'''
+
+
+# Importing torch takes seconds: done once, in a process whose children each run the harness.
+BERT = "from transformers import BertForPreTraining, BertModel, BertTokenizer  # loaded lazily\n"
+PARENT = BERT + """import os, runpy, sys, numpy, torch, tqdm
+for form, seed, folder in zip(*[iter(sys.argv[2:])] * 3):
+    child = os.fork()
+    if not child:
+        os.chdir(folder)
+        os.environ.pop("FILIMDB_CACHE")
+        sys.path[0], sys.argv[1:] = folder, [form, sys.argv[1], seed]
+        runpy.run_path("evaluate.py", run_name="__main__")
+        sys.stdout.flush()
+        os._exit(0)  # taking all of torch down takes longer than the run
+    if os.waitpid(child, 0)[1]:
+        sys.exit(form)
+"""
+FORMS = [("2019", 1), ("2020", 2), ("transductive", 3), ("none", 4)]
+
+
+@pytest.fixture(scope="module")
+def submitted(tmp_path_factory, tiny_bert):
+    """Run every form of the harness: form -> (its folder with preds.tsv, what it saw)."""
+    data, argv, folders = write_filimdb(tmp_path_factory.mktemp("short"), words=6), [], {}
+    for form, seed in FORMS:
+        folders[form] = folder = tmp_path_factory.mktemp("submission")
+        shutil.copy(str(conftest.ROOT / "helpers.py"), str(folder / "classifier.py"))
+        (folder / "evaluate.py").write_text(HARNESS, encoding="utf-8")
+        argv += [form, str(seed), str(folder)]
+    env = dict(os.environ, BERT_MODEL=tiny_bert, PYTHONDONTWRITEBYTECODE="1")
+    done = subprocess.run([sys.executable, "-c", PARENT, str(data), *argv], env=env,
+                          cwd=str(data), stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert (done.returncode, done.stderr) == (0, b""), done.stderr.decode("utf-8")
+    return {form: (folder, json.loads((folder / "seen.json").read_text()))
+            for form, folder in folders.items()}
+
+
+@pytest.mark.parametrize("form", dict(FORMS))
+def test_a_copy_alone_serves_the_harness(form, submitted):
+    folder, seen = submitted[form]
+    lines = (folder / "preds.tsv").read_text(encoding="utf-8").split("\n")[:-1]
+    keys = [f"{part}/{i}" for part in PARTS for i in range(SIZES[part])]
+    assert [line.split("\t")[0] for line in lines] == keys
+    assert {line.split("\t")[1] for line in lines} <= {"pos", "neg"}
+    assert sorted(os.listdir(str(folder))) == [".cache", "classifier.py", "evaluate.py",
+                                               "preds.tsv", "seen.json"]
+    notes = [json.loads(path.read_text()) for path in folder.glob(".cache/pretrained/*/note.json")]
+    assert len(notes) == (form != "none")
+
+
+@pytest.mark.parametrize("form", dict(FORMS))
+def test_the_copy_needs_nothing_of_the_repository(form, submitted):
+    folder, seen = submitted[form]
+    inside = [path for path in seen["modules"] if path.startswith(str(conftest.ROOT) + os.sep)
+              and not path.startswith(sys.prefix)]
+    assert not inside
+    assert str(folder / "classifier.py") in seen["modules"]
+
+
+def test_the_result_depends_neither_on_the_harness_seed_nor_on_its_form(submitted):
+    (one, seen_1), (two, seen_2) = submitted["2019"], submitted["2020"]
+    assert (one / "preds.tsv").read_bytes() == (two / "preds.tsv").read_bytes()
+    assert seen_1["weights"] == seen_2["weights"]
+    weights = {seen["weights"] for _, seen in submitted.values()}
+    assert len(weights) == 3, "other texts to pretrain on, other weights"
+
+
+@pytest.mark.parametrize("form,seed", FORMS)
+def test_the_harness_keeps_its_random_stream(form, seed, submitted):
+    import random
+
+    import numpy
+    drawn = [random.Random(seed).random(), numpy.random.RandomState(seed).rand(),
+             float(torch.rand(1, generator=torch.Generator().manual_seed(seed)))]
+    assert submitted[form][1]["random"] == drawn
+
+
+# ---- imports -----------------------------------------------------------------------------------
+
+CORE = {"torch", "transformers", "numpy", "tqdm"}
+LATE = {"matplotlib", "scipy", "sklearn", "distributed", "IPython"}  # inside functions only
+
+
+def is_standard(module):
+    """Tell whether a module comes with Python."""
+    if module in sys.builtin_module_names:
+        return True
+    spec = importlib.util.find_spec(module)
+    where = (spec.origin or "") if spec else ""
+    return where in ("built-in", "frozen") or (
+        where.startswith(sysconfig.get_paths()["stdlib"]) and "site-packages" not in where)
+
+
+def imported(source):
+    """Return (modules imported at the top, modules imported within functions) of a source."""
+    top, late = set(), set()
+
+    def visit(node, within):
+        for child in ast.iter_child_nodes(node):
+            function = within or isinstance(child, (ast.FunctionDef, ast.Lambda))
+            if isinstance(child, ast.Import):
+                (late if within else top).update(alias.name for alias in child.names)
+            elif isinstance(child, ast.ImportFrom):
+                assert not child.level, "a relative import"
+                (late if within else top).add(child.module)
+            visit(child, function)
+
+    visit(ast.parse(source), False)
+    return top, late
+
+
+def notebook_code(path):
+    """Return all code of a notebook."""
+    cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+    return "\n".join("".join(c["source"]) for c in cells if c["cell_type"] == "code")
+
+
+SOURCES = ["helpers.py", "studies.py", "evaluate.py"] + sorted(
+    "notebooks/" + path.name for path in (conftest.ROOT / "notebooks").glob("*.ipynb"))
+
+
+@pytest.mark.parametrize("name", SOURCES)
+def test_nothing_else_is_imported(name):
+    path = conftest.ROOT / name
+    notebook = name.endswith(".ipynb")
+    top, late = imported(notebook_code(path) if notebook else path.read_text(encoding="utf-8"))
+    own = {"helpers.py": set(), "studies.py": {"helpers"}, "evaluate.py": {"helpers", "studies"}}
+    allowed = CORE | own.get(name, {"helpers", "studies"})
+    optional = LATE if name in ("helpers.py", "studies.py") else set()
+    roots = {module.split(".")[0] for module in top}
+    assert {root for root in roots - allowed if not is_standard(root)} == set()
+    roots = {module.split(".")[0] for module in late}
+    assert {root for root in roots - allowed - optional if not is_standard(root)} == set()
+    tensorboard = {module for module in top | late if "tensorboard" in module}
+    assert tensorboard == ({"torch.utils.tensorboard"} if name == "helpers.py" else set())
+    assert not [module for module in top if "tensorboard" in module], "not installed everywhere"
+
+
+def test_the_import_test_sees_what_it_should():
+    top, late = imported("import a.b\nfrom c import d\ndef f():\n    import e\nif 1:\n  import g\n"
+                         "class H:\n    def i(self):\n        from j.k import l")
+    assert (top, late) == ({"a.b", "c", "g"}, {"e", "j.k"})
+    assert is_standard("json") and is_standard("sys") and is_standard("fcntl")
+    assert not is_standard("numpy") and not is_standard("no_such_module")
+
+
+SIDE_EFFECTS = BERT + """
+import logging, os, random, signal, sys, warnings
+import numpy, torch, tqdm
+def state():
+    level = [logging.getLogger(name).level for name in ("", "transformers", "torch")]
+    return [torch.initial_seed(), torch.get_rng_state().tolist(), random.getstate(),
+            repr(numpy.random.get_state()), logging.root.handlers[:], level, dict(os.environ),
+            signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT), warnings.filters[:],
+            torch.get_num_threads(), torch.get_default_dtype(), torch.is_grad_enabled(),
+            sorted(os.listdir(".")), sys.stdout, sys.excepthook]
+already, before = set(sys.modules), state()  # what transformers itself brings is not ours
+import helpers, studies, evaluate
+changed = [i for i, (a, b) in enumerate(zip(before, state())) if a != b]
+assert not changed, changed
+loaded = {"matplotlib", "scipy", "sklearn", "IPython", "distributed"} & set(sys.modules)
+assert not loaded - already, loaded
+"""
+
+
+def test_importing_has_no_side_effects(tmp_path):
+    for name in ("helpers.py", "studies.py", "evaluate.py"):
+        shutil.copy(str(conftest.ROOT / name), str(tmp_path))
+    done = subprocess.run([sys.executable, "-B", "-c", SIDE_EFFECTS], cwd=str(tmp_path),
+                          stdout=subprocess.PIPE, stderr=subprocess.PIPE, universal_newlines=True)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    assert len(os.listdir(str(tmp_path))) == 3

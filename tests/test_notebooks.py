@@ -1,0 +1,306 @@
+"""The notebooks: how they are stored and written, and that a tiny run of all of them goes through."""
+import ast
+import json
+import os
+import re
+import subprocess
+import sys
+import types
+from pathlib import Path
+
+import conftest
+import papermill
+import pytest
+import yaml
+
+ROOT = conftest.ROOT
+TINY = ROOT / "tests" / "tiny.yml"
+PATHS = {path.stem: path for path in sorted((ROOT / "notebooks").glob("*.ipynb"))}
+FIRST = {"profile": "sample", "data_dir": "data/sample", "model": "data/sample/bert",
+         "out_dir": "build/sample"}
+each = pytest.mark.parametrize("name", sorted(PATHS))
+
+
+def read(name):
+    return json.loads(PATHS[name].read_text(encoding="utf-8"))
+
+
+def sources(name, kind):
+    """Return the sources of a notebook's cells of one kind."""
+    return ["".join(c["source"]) for c in read(name)["cells"] if c["cell_type"] == kind]
+
+
+def parameter_lines(name):
+    """Return the lines of the one cell tagged `parameters`."""
+    tagged = [c for c in read(name)["cells"] if "parameters" in c["metadata"].get("tags", [])]
+    assert len(tagged) == 1 and tagged[0]["cell_type"] == "code"
+    return "".join(tagged[0]["source"]).split("\n")
+
+
+def parameters(name):
+    """Return {name: default} of a notebook's parameters."""
+    body = ast.parse("\n".join(parameter_lines(name))).body
+    assert all(isinstance(node, ast.Assign) and len(node.targets) == 1 for node in body)
+    return {node.targets[0].id: ast.literal_eval(node.value) for node in body}
+
+
+def questions(name):
+    """Return the numbers of the questions that the first cell asks."""
+    return re.findall(r"(?m)^[-*] (?:\*\*)?Q(\d+)\b", sources(name, "markdown")[0])
+
+
+# ---- as they are stored ------------------------------------------------------------------------
+
+def test_there_are_notebooks_numbered_from_1():
+    assert [name[:3] for name in PATHS] == [f"{i:02d}_" for i in range(1, len(PATHS) + 1)]
+
+
+@each
+def test_stored_stripped_for_both_stacks(name):
+    nb = read(name)
+    assert (nb["nbformat"], nb["nbformat_minor"]) == (4, 4)
+    assert nb["metadata"]["kernelspec"] == {"name": "python3", "display_name": "Python 3",
+                                            "language": "python"}
+    assert set(nb["metadata"]) <= {"kernelspec", "language_info"}
+    assert nb["metadata"].get("language_info", {"name": "python"}) == {"name": "python"}
+    for cell in nb["cells"]:
+        assert "id" not in cell and cell["cell_type"] in ("code", "markdown")
+        assert set(cell["metadata"]) <= {"tags"} and "".join(cell["source"]).strip()
+        if cell["cell_type"] == "code":
+            assert cell["outputs"] == [] and cell["execution_count"] is None
+        else:
+            assert "attachments" not in cell
+    text = PATHS[name].read_bytes()
+    assert text.endswith(b"\n") and b"\r" not in text and b"\\u" not in text
+
+
+@each
+def test_parameters_are_a_few_commented_literals(name):
+    lines, values = parameter_lines(name), parameters(name)
+    assert 4 <= len(values) <= 10, f"{len(values)} parameters"
+    assert len(lines) == len(values), "one line each"
+    assert all(re.match(r"\w+ = \S.*  # \S", line) for line in lines), lines
+    assert list(values.items())[:4] == list(FIRST.items())
+    assert all(value not in ([], None) for value in values.values()), "a default without a type"
+
+
+@each
+def test_the_first_cells(name):
+    nb = read(name)
+    code = [c for c in nb["cells"] if c["cell_type"] == "code"]
+    assert nb["cells"][0]["cell_type"] == "markdown"
+    assert [c["metadata"].get("tags", []) for c in code[:3]] == [[], ["parameters"], []]
+    opening = sources(name, "markdown")[0]
+    assert re.match(r"# \S.*\n\n[A-Z]", opening), "a title, then a paragraph"
+    assert questions(name) == [str(i) for i in range(1, len(questions(name)) + 1)] != []
+    imports = sources(name, "code")[0]
+    assert 'sys.path.insert(0, os.path.abspath(".." if os.path.isdir("../notebooks") else "."))' \
+        in imports
+    assert "banner(profile, model, data_dir)" in sources(name, "code")[2]
+    assert f'Answers("{name}", out_dir, profile)' in sources(name, "code")[2]
+
+
+def code_lines(cell):
+    """Count a cell's lines that are neither blank nor an import; long lists of names are no logic."""
+    lines = {i for i, line in enumerate(cell.split("\n"), 1) if line.strip()}
+    imports = [node for node in ast.parse(cell).body if isinstance(node, (ast.Import, ast.ImportFrom))]
+    following = [node.lineno for node in ast.parse(cell).body] + [len(cell) + 1]
+    for node in imports:  # Python 3.7 has no end_lineno
+        lines -= set(range(node.lineno, min(n for n in following if n > node.lineno)))
+    return len(lines)
+
+
+@each
+def test_code_is_short_and_plain(name):
+    cells, sizes = sources(name, "code"), []
+    for cell in cells:
+        tree = ast.parse(cell)
+        assert not [node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)
+                    and any(alias.name == "*" for alias in node.names)], "import *"
+        assert not re.search(r"(?m)^[%!]\w", cell), "a magic"
+        sizes.append(code_lines(cell))
+    # 3 to 8 lines are the aim; figures of several panels still hold more than they should.
+    assert max(sizes) <= 41, [cell.split("\n")[0] for cell, n in zip(cells, sizes) if n > 41]
+    assert sum(n <= 12 for n in sizes) > 0.4 * len(sizes)
+
+
+NUMBER = r"\d(?:[\d.,]*\d)? ?(?:%|percent\b|points?\b)"
+CITATION = r"[A-Z][\w-]+(?:,? (?:&|and) [A-Z]\w+| et al\.)?,? \(?(?:19|20)\d\d"
+
+
+def typed_numbers(text):
+    """Return the sentences of a Markdown text that give a result which nobody is quoted for."""
+    found = []
+    for paragraph in re.split(r"\n\s*\n|\n(?=[-*|#] )", text):
+        if not re.search(CITATION, paragraph):
+            found += [sentence for sentence in re.split(r"(?<=[.;:!?])\s", paragraph)
+                      if re.search(NUMBER, sentence)
+                      and re.search(r"(?i)accura|error|loss|perplex|gain|beats|better", sentence)]
+    return found
+
+
+def test_typed_numbers_are_found():
+    assert typed_numbers("Text.\n\nAn accuracy of 87.3 % is good. It is.") == [
+        "An accuracy of 87.3 % is good."]
+    assert typed_numbers("The tail gains 2 points.") and typed_numbers("- 5 percent fewer errors")
+    assert not typed_numbers("Sun et al. (2019) found errors of 5.4 %.")
+    assert not typed_numbers("Warm-up over 10 % of the steps. The loss falls.")
+    assert not typed_numbers("Loshchilov & Hutter 2019: 1 % better.")
+
+
+@each
+def test_nobody_typed_a_result(name):
+    assert typed_numbers("\n\n".join(sources(name, "markdown"))) == []
+
+
+@each
+def test_text_has_no_local_links_and_images(name):
+    text = "\n".join(sources(name, "markdown"))
+    assert not re.search(r"!\[|<img|<script|<iframe|<style|\$\$|\\\(", text)
+    targets = re.findall(r"\]\(([^)]*)\)|<a [^>]*href=[\"']?([^\"'> ]*)", text)
+    for target in (a or b for a, b in targets):
+        known = re.match(r"([\w-]+)\.ipynb$", target)  # report.py makes it a page
+        assert target.startswith(("https://", "http://")) or known and known.group(1) in PATHS, target
+
+
+@each
+def test_a_sentence_stands_before_each_figure_and_answer(name):
+    code = "\n".join(sources(name, "code"))
+    assert code.count("answers.give(") >= len(questions(name))
+    assert code.rstrip().endswith("answers.table()") or "\nanswers.table()" in code
+    assert re.search(r"(?m)^\s*assert ", code), "at least one mechanism is asserted"
+
+
+def test_figures_have_names_of_their_own():
+    names = [(figure, name) for name in PATHS for figure in re.findall(
+        r"save_figure\(\s*\w+,\s*f?\"(\w+)\"", "\n".join(sources(name, "code")))]
+    assert len(names) > len(PATHS) / 2
+    figures = [figure for figure, _ in names]
+    assert sorted(figures) == sorted(set(figures)), "all notebooks share one folder"
+
+
+# ---- parameters and profiles -------------------------------------------------------------------
+
+def kind(value):
+    """Return a value's type, lists with that of their elements; an int may do for a float."""
+    if isinstance(value, list):
+        return "list of " + " and ".join(sorted({kind(one) for one in value}))
+    return type(value).__name__
+
+
+def test_the_same_name_has_the_same_type_everywhere():
+    kinds = {}
+    for name in PATHS:
+        for key, value in parameters(name).items():
+            kinds.setdefault(key, {}).setdefault(kind(value), []).append(name)
+    assert {key: found for key, found in kinds.items() if len(found) > 1} == {}
+
+
+PROFILES = sorted((ROOT / "profiles").glob("*.yml")) + [TINY]
+
+
+@pytest.mark.parametrize("path", PROFILES, ids=[path.stem for path in PROFILES])
+def test_profiles_use_declared_keys_of_the_right_type(path):
+    values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    declared = {}
+    for name in PATHS:
+        declared.update(parameters(name))
+    assert values["profile"] == path.stem
+    assert set(values) <= set(declared) - {"out_dir"}
+    wrong = {key: kind(value) for key, value in values.items()
+             if kind(value) != kind(declared[key]) and value != []}
+    assert wrong == {}
+
+
+def test_the_sample_profile_is_the_notebooks_defaults():
+    values = yaml.safe_load((ROOT / "profiles" / "sample.yml").read_text(encoding="utf-8"))
+    for name in PATHS:
+        assert all(values.get(key, default) == default for key, default in parameters(name).items())
+
+
+# ---- a run of them all -------------------------------------------------------------------------
+
+@pytest.fixture(scope="module")
+def environment():
+    """This stack's kernel, not a user's; as report.py has it."""
+    return {"JUPYTER_PATH": sys.prefix + "/share/jupyter", "OMP_NUM_THREADS": "1"}
+
+
+@pytest.fixture(scope="module")
+def tiny_report(tmp_path_factory, environment):
+    """Run report.py once on everything: (its folder, exit code, what it said)."""
+    out = tmp_path_factory.mktemp("report")
+    done = subprocess.run([sys.executable, "report.py", "--profile", str(TINY), "--jobs", "2",
+                           "--out", str(out)], cwd=str(ROOT), env=dict(os.environ, **environment),
+                          stdout=subprocess.PIPE, stderr=subprocess.STDOUT, universal_newlines=True)
+    return types.SimpleNamespace(out=out, code=done.returncode, said=done.stdout)
+
+
+def test_every_notebook_runs(tiny_report):
+    status = json.loads((tiny_report.out / "status.json").read_text(encoding="utf-8"))
+    failed = {name: row["reason"] for name, row in status.items() if row["status"] != "ok"}
+    assert failed == {} and tiny_report.code == 0, tiny_report.said
+    assert set(status) == set(PATHS)
+
+
+@each
+def test_a_page_without_errors(name, tiny_report):
+    nb = json.loads((tiny_report.out / "notebooks" / (name + ".ipynb")).read_text(encoding="utf-8"))
+    outputs = [o for c in nb["cells"] for o in c.get("outputs", [])]
+    assert not [o for o in outputs if o["output_type"] == "error"]
+    said = "".join("".join(o.get("text", "")) for o in outputs if o["output_type"] == "stream")
+    assert "profile tiny" in said and "Traceback" not in said
+    stderr = ["".join(o["text"]) for o in outputs if o.get("name") == "stderr"]
+    assert stderr == [], "a library complains on the page"
+    page = (tiny_report.out / (name + ".html")).read_text(encoding="utf-8")
+    assert "tiny" in page and "<h1" in page and len(page) > 10000
+
+
+@each
+def test_every_question_has_its_answer(name, tiny_report):
+    path = tiny_report.out / "answers" / (name + ".json")
+    rows = json.loads(path.read_text(encoding="utf-8"))
+    answered = {re.match(r"Q(\d+)\b", row["question"]).group(1) for row in rows}
+    assert answered == set(questions(name)) and len(answered) > 0
+    for row in rows:
+        assert set(row) == {"question", "answer", "figure", "holds"}
+        assert re.search(r"\w{3}", row["answer"]) and "?" in row["question"]
+        assert row["holds"] in (True, False, None)
+        for word in ("nan", "NaN", "None", "inf points"):
+            assert not re.search(rf"\b{word}\b", row["answer"]), row["answer"]
+        if row["figure"]:
+            assert (tiny_report.out / "figures" / (row["figure"] + ".png")).exists(), row
+    assert path.read_text(encoding="utf-8").count("figure") > 0
+
+
+def test_every_figure_is_a_picture_and_a_table(tiny_report):
+    figures = {path.name for path in (tiny_report.out / "figures").iterdir()}
+    names = {Path(name).stem for name in figures}
+    assert figures == {name + ending for name in names for ending in (".png", ".csv")}
+    for name in names:
+        picture = (tiny_report.out / "figures" / (name + ".png")).read_bytes()
+        assert picture.startswith(b"\x89PNG") and len(picture) > 3000
+        table = (tiny_report.out / "figures" / (name + ".csv")).read_text(encoding="utf-8")
+        assert table.count("\n") > 1 and "," in table.split("\n")[0]
+
+
+@pytest.fixture
+def kernel_environment(environment, monkeypatch, tmp_path):
+    """Let papermill, called from here, use this stack's kernel and a cache of its own."""
+    for key, value in dict(environment, FILIMDB_CACHE=str(tmp_path / "cache")).items():
+        monkeypatch.setenv(key, value)
+
+
+@pytest.mark.parametrize("start", ["root", "notebooks"])
+def test_a_kernel_started_in_the_root_or_in_notebooks(start, kernel_environment, tmp_path,
+                                                      monkeypatch):
+    name = next(name for name in PATHS if name.startswith("02_"))
+    folder = str(ROOT if start == "root" else ROOT / "notebooks")
+    values = dict(yaml.safe_load(TINY.read_text(encoding="utf-8")), out_dir=str(tmp_path))
+    given = {key: value for key, value in values.items() if key in parameters(name)}
+    before = sorted(os.listdir(folder))
+    monkeypatch.chdir(folder)
+    papermill.execute_notebook(str(PATHS[name]), str(tmp_path / "out.ipynb"), parameters=given,
+                               kernel_name="python3", cwd=folder, progress_bar=False)
+    assert (tmp_path / "answers" / (name + ".json")).exists()
+    assert sorted(os.listdir(folder)) == before, "a run left files beside the notebooks"

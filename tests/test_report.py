@@ -1,0 +1,343 @@
+"""report.py runs notebooks headless, survives what goes wrong, and exports pages."""
+import html.parser
+import json
+import os
+import re
+import signal
+import time
+
+import nbformat
+import pytest
+import report_helpers as h
+
+import pages
+import report
+
+
+@pytest.fixture(scope="module")
+def gallery(tmp_path_factory):
+    """Run the whole gallery once: (folder of the project, of the report, exit code, output)."""
+    return h.make_gallery(tmp_path_factory)
+
+
+class Page(html.parser.HTMLParser):
+    """Collect a page's tags, ids, links, images and text."""
+
+    def __init__(self, path):
+        super().__init__()
+        self.tags, self.ids, self.links, self.images, self.loads = [], [], [], [], []
+        self.text = ""
+        self.source = path.read_text(encoding="utf-8")
+        self.feed(self.source)
+
+    def handle_starttag(self, tag, attrs):
+        """Keep what a test asks for."""
+        attrs = dict(attrs)
+        self.tags.append(tag)
+        self.ids += [attrs["id"]] if "id" in attrs else []
+        self.links += [attrs["href"]] if tag == "a" else []
+        self.loads += [attrs.get("src", "") + attrs.get("href", "")] if tag != "a" else []
+        self.images += [attrs] if tag == "img" else []
+
+    def handle_data(self, data):
+        """Keep the text as a reader sees it."""
+        self.text += data
+
+
+def test_every_kind_of_end_has_its_status(gallery):
+    _, out, code, said = gallery
+    rows = h.read_status(out)
+    assert code == 1
+    assert {n: r["status"] for n, r in rows.items()} == {
+        "01_good": "ok", "02_fails": "failed", "03_dies": "failed", "04_hostile": "ok",
+        "05_orphan": "failed", "06_unread": "not run"}, said
+    assert rows["02_fails"]["reason"].startswith("ValueError: <script>alert(2)</script> at (in ")
+    assert "cell 4 of 5" in rows["02_fails"]["reason"]
+    assert "Kernel died" in rows["03_dies"]["reason"]
+    assert "cell 2 of 3" in rows["03_dies"]["reason"]
+    assert "signal 9" in rows["05_orphan"]["reason"]
+    assert rows["01_good"]["seconds"] > 0 and rows["01_good"]["profile"] == "sample"
+    assert said.strip().endswith("6 pages: 2 ok, 3 failed, 1 not run")
+    assert str(out / "index.html") in said
+    assert "01_good: started" in said and "01_good: ok" in said
+
+
+def test_no_process_survives(gallery):
+    h.wait_for(lambda: not h.survivors(gallery[1]), 5)
+
+
+def test_parameters_reach_only_the_notebooks_that_declare_them(gallery):
+    _, out, _, _ = gallery
+    seen = json.loads((out / "seen.json").read_text())
+    assert seen == dict(lr=1, epochs=2, sizes=[1, 2], cache=str(out / "cache"))
+    given = (out / "notebooks" / "04_hostile.ipynb").read_text(encoding="utf-8")
+    assert "injected-parameters" not in given
+    assert "epochs" in Page(out / "02_fails.html").text
+
+
+def test_everything_lies_under_out(gallery):
+    folder, out, _, _ = gallery
+    assert {p.name for p in folder.iterdir()} <= {
+        "report.py", "pages.py", "report.html.j2", "notebooks", "profiles", "build", "said",
+        "user", "__pycache__"}
+    assert len(list((folder / "notebooks").iterdir())) == 6
+    assert not list(out.rglob("*.part")), "a file written aside was left"
+
+
+def test_pages_need_nothing_from_outside(gallery):
+    for path in gallery[1].glob("*.html"):
+        page = Page(path)
+        assert page.source.startswith("<!doctype html>\n<html lang=\"en\">")
+        assert 'charset="utf-8"' in page.source and 'name="viewport"' in page.source
+        assert not {"script", "link", "iframe", "object"} & set(page.tags), path.name
+        assert all(not x or x.startswith("data:") for x in page.loads), path.name
+        assert "url(" not in page.source and "@import" not in page.source
+        assert str(gallery[0]) not in page.source, "an absolute path"
+        assert len(page.ids) == len(set(page.ids))
+        for link in page.links:
+            name, _, mark = link.partition("#")
+            target = path.parent / name if name else path
+            assert target.exists(), (path.name, link)
+            assert not mark or mark in Page(target).ids, (path.name, link)
+
+
+def test_every_image_has_a_text(gallery):
+    images = Page(gallery[1] / "01_good.html").images
+    assert [i["alt"] for i in images] == ["A > B, in blue", "figure 2 of 01_good"]
+    assert all(i["src"].startswith("data:image/png;base64,") for i in images)
+
+
+def test_progress_bars_keep_their_last_state(gallery):
+    text = Page(gallery[1] / "01_good.html").text
+    assert "100% of batches" in text and "  7% of batches" not in text
+
+
+def test_page_head_and_contents(gallery):
+    page = Page(gallery[1] / "01_good.html")
+    assert "<title>How long is a review? · sample</title>" in page.source
+    assert page.tags.count("h1") == 1 and page.tags.count("h2") == 3
+    assert [x for x in page.links if x[0] == "#"] == ["#s1", "#s2", "#s3"]
+    assert "02_fails.html" in page.links and "index.html" in page.links
+    assert re.search(r"ok profile sample · 0\.\d min · Python 3\.\d", page.text.replace("\n", ""))
+    assert 'id="show-code"' in page.source and "how long" not in page.text
+    assert "¶" not in page.text
+    assert page.tags.count("article") == 1 and ".highlight .k" in page.source
+
+
+def test_outputs_are_text_not_markup(gallery):
+    hostile = Page(gallery[1] / "04_hostile.html")
+    assert hostile.text.count("<script>alert(1)</script>") >= 3
+    assert "alert(3)" not in re.sub(r'(?s)<div class="input">.*?<div class="output"', "",
+                                    hostile.source), "JavaScript output is dropped"
+    failed = Page(gallery[1] / "02_fails.html")
+    assert failed.text.count("<script>alert(2)</script>") >= 3
+    for page in hostile, failed, Page(gallery[1] / "index.html"):
+        assert "script" not in page.tags
+        assert not re.search("[\x00-\x08\x0b-\x1f]", page.source), "a raw terminal code"
+
+
+def test_pages_show_how_far_it_got(gallery):
+    failed = Page(gallery[1] / "02_fails.html").text
+    assert "ValueError" in failed and "Never reached" in failed
+    assert "An Exception was encountered" not in failed, "papermill's own banner"
+    dead = Page(gallery[1] / "03_dies.html")
+    assert 'class="log"' in dead.source and "Kernel died" in dead.text
+    assert "SIGKILL" in Page(gallery[1] / "05_orphan.html").text
+
+
+def test_index_lists_answers_and_reasons(gallery):
+    page = Page(gallery[1] / "index.html")
+    assert "We count words, e.g. in one line." in page.text and "Then more" not in page.text
+    assert "Is <b>long</b> better?" in page.text and "+1.2 points" in page.text
+    assert page.text.count("✓ as expected") == 1 and "✗" not in page.text
+    assert "not run" in page.text
+    assert "<script>alert(2)</script> at" in page.text
+
+
+def test_only_keeps_the_other_pages_and_statuses(gallery):
+    folder, out, _, _ = gallery
+    before, page = h.read_status(out), (out / "01_good.html").read_bytes()
+    h.write_notebook(folder / "notebooks", "03_dies", "# Mended\n\nIt lives.", "1 + 1")
+    code, said = h.run(folder, "--only", "03")
+    after = h.read_status(out)
+    assert code == 0 and said.strip().endswith("6 pages: 3 ok, 2 failed, 1 not run"), said
+    assert after.pop("03_dies")["status"] == "ok" and before.pop("03_dies")
+    assert after == before and (out / "01_good.html").read_bytes() == page
+
+
+STUBBORN = """import signal, subprocess
+subprocess.Popen(["sleep", "100"])
+signal.signal(signal.SIGINT, signal.SIG_IGN)
+open(out_dir + "/begun", "w").close()
+for _ in range(1000): time.sleep(.1)"""
+
+
+def sleeper(folder, *cells):
+    """Make a project whose first notebook sleeps, and saves when it is interrupted."""
+    notebooks = h.make_project(folder)
+    h.write_notebook(notebooks, "01_sleeps", "# Deaf or not", "import time", h.PARAMETERS, *cells)
+    h.write_notebook(notebooks, "02_next", "# Next", "1")
+    return folder / "out"
+
+
+@pytest.fixture(scope="module")
+def asleep(tmp_path_factory):
+    """Start a report for each test that stops one, all at once: name -> (process, out)."""
+    started = {}
+    for name in "sigint", "sigterm", "stubborn", "killed":
+        folder = tmp_path_factory.mktemp(name) / "project"
+        out = sleeper(folder, STUBBORN if name == "stubborn" else h.WAIT)
+        started[name] = h.start(folder, "--out", str(out)), out
+    for _, out in started.values():
+        h.wait_for((out / "begun").exists)
+    return started
+
+
+@pytest.mark.parametrize("name, signum", [("sigint", signal.SIGINT), ("sigterm", signal.SIGTERM)])
+def test_a_signal_interrupts_the_cell(asleep, name, signum):
+    process, out = asleep[name]
+    process.send_signal(signum)
+    assert process.wait(timeout=30) == 128 + signum
+    assert (out / "saved").exists(), "the cell did not see KeyboardInterrupt"
+    assert not h.survivors(out)
+    rows, said = h.read_status(out), (out.parent / "said").read_text()
+    assert (rows["01_sleeps"]["status"], rows["02_next"]["status"]) == ("interrupted", "not run")
+    assert "KeyboardInterrupt" in Page(out / "01_sleeps.html").text
+    assert "1 interrupted, 1 not run" in said and "same command" in said and "Trace" not in said
+
+
+def test_a_second_interrupt_kills_a_stubborn_kernel(asleep):
+    process, out = asleep["stubborn"]
+    process.send_signal(signal.SIGINT)
+    time.sleep(1.5)
+    assert process.poll() is None and h.survivors(out)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(timeout=10) == 130 and not h.survivors(out)
+    assert h.read_status(out)["01_sleeps"]["status"] == "interrupted"
+    assert "Deaf" in Page(out / "01_sleeps.html").text
+
+
+def test_nothing_survives_a_killed_report(asleep):
+    process, out = asleep["killed"]
+    process.kill()
+    h.wait_for(lambda: not h.survivors(out), 10)
+
+
+def test_timeout_interrupts_even_a_cell_that_swallows_it(gallery, tmp_path):
+    # Long enough for the cell to begin and the next notebook to end, on a loaded machine too.
+    limit = f"{4 * h.read_status(gallery[1])['02_fails']['seconds'] / 60:.2f}"
+    out = sleeper(tmp_path / "project", h.WAIT.replace("\n    raise", ""), "time.sleep(100)")
+    code, said = h.run(tmp_path / "project", "--timeout", limit, "--out", str(out))
+    rows = h.read_status(out)
+    assert code == 1 and rows["02_next"]["status"] == "ok", said
+    assert rows["01_sleeps"]["status"] == "timeout"
+    assert rows["01_sleeps"]["seconds"] < 60 * float(limit) + 30
+    assert f"longer than {float(limit):g} min" in rows["01_sleeps"]["reason"]
+    assert (out / "saved").exists()
+    assert not h.survivors(out)
+
+
+@pytest.fixture
+def project(tmp_path, monkeypatch):
+    """Let report.py, in this process, see two made-up notebooks and a profile."""
+    notebooks = h.make_project(tmp_path / "project")
+    h.write_notebook(notebooks, "01_one", "# One", h.PARAMETERS)
+    h.write_notebook(notebooks, "02_two", "# Two", 'seed = 0\nlimit = None\nout_dir = ""')
+    monkeypatch.setattr(report, "NOTEBOOKS", notebooks)
+    monkeypatch.setattr(report, "PROFILES", tmp_path / "project" / "profiles")
+    monkeypatch.setattr(report, "execute", None)  # nothing may be run
+    monkeypatch.setattr(report, "ROOT", tmp_path / "project")
+    return tmp_path / "project"
+
+
+@pytest.mark.parametrize("text, expected", [
+    ("learning_rate: 1.0", ["sample.yml: learning_rate: 1.0", "use one of", "lr"]),
+    ("lr: fast", ["lr: 'fast' is str", "01_one", "float"]),
+    ("lr: 2e-5", ["lr: '2e-5' is str", "write 2.0e-5"]),
+    ("epochs: 1.5", ["epochs: 1.5 is float", "type int"]),
+    ("epochs: true", ["epochs: True is bool"]),
+    ("fast: 1", ["fast: 1 is int"]),
+    ("sizes: 3", ["sizes: 3 is int"]),
+    ("sizes: [1, x]", ["sizes: [1, 'x']"]),
+    ("bert:", ["bert: None is NoneType"]),
+    ("epochs: {a: 1}", ["not one flat mapping"]),
+    ("- epochs", ["not one flat mapping"]),
+    ("epochs: [1", ["sample.yml: not YAML"]),
+    ("epochs: \x07", ["sample.yml: not YAML"]),
+])
+def test_a_wrong_profile_is_refused_in_one_line(project, capsys, text, expected):
+    (project / "profiles" / "sample.yml").write_text(text)
+    assert report.main([]) == 2
+    said = capsys.readouterr()
+    assert said.err.startswith("report.py: ") and said.err.count("\n") == 1 and not said.out
+    for part in expected:
+        assert part in said.err
+    assert not (project / "build").exists()
+
+
+def test_an_int_is_a_float_and_none_takes_anything(project):
+    (project / "profiles" / "sample.yml").write_text("lr: 1\nlimit: 2\nsizes: []\nseed: 3")
+    declared = {n: report.read_parameters(project / "notebooks" / (n + ".ipynb"))
+                for n in ("01_one", "02_two")}
+    assert report.read_profile("sample", declared)[1]["limit"] == 2
+    assert declared["01_one"]["lr"] == 2e-5 and declared["02_two"]["limit"] is None
+
+
+@pytest.mark.parametrize("options, expected", [
+    (["--only", "3"], ["--only 3", "01_one, 02_two"]),
+    (["--profile", "huge"], ["no profile huge", "sample"]),
+    (["--profile", "no/such.yml"], ["no profile no/such.yml"]),
+    (["--out", "/dev/null/report"], ["can't write to /dev/null/report"]),
+])
+def test_wrong_options_are_refused_in_one_line(project, capsys, options, expected):
+    assert report.main(options) == 2
+    said = capsys.readouterr()
+    assert said.err.count("\n") == 1 and not said.out
+    assert all(part in said.err for part in expected)
+
+
+def test_a_notebook_with_computed_parameters_is_refused(project, capsys):
+    h.write_notebook(project / "notebooks", "03_bad", "# Bad", 'lr = 1 / 3\nout_dir = ""')
+    assert report.main([]) == 2
+    assert "03_bad.ipynb" in capsys.readouterr().err
+
+
+def test_half_written_notebooks_are_tolerated(tmp_path):
+    path = tmp_path / "half.ipynb"
+    assert not pages.find_cell(path)
+    path.write_text('{"cells": [{"cell_')
+    assert not pages.find_cell(path)
+
+
+def test_write_replaces_whole_files_only(tmp_path, monkeypatch):
+    path = tmp_path / "page.html"
+    pages.write(path, "old")
+    monkeypatch.setattr(os, "replace", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        pages.write(path, "new")
+    assert path.read_text() == "old"
+
+
+def test_an_output_that_no_page_can_show_fails_its_notebook_alone(tmp_path):
+    h.write_notebook(tmp_path, "01_odd", "# Odd", "1")
+    nb = nbformat.read(str(tmp_path / "01_odd.ipynb"), as_version=4)
+    nb.cells[1].outputs = [nbformat.from_dict(
+        {"output_type": "display_data", "metadata": {}, "data": {"text/markdown": 5}})]
+    row = {"status": "ok", "reason": "", "seconds": 1, "profile": "sample"}
+    pages.write_page(tmp_path, {"01_odd": ("Odd", "")}, "01_odd", row, nb, {})
+    assert row["status"] == "failed" and row["reason"].startswith("no page: ")
+    assert row["reason"] in Page(tmp_path / "01_odd.html").text
+
+
+def test_jobs_share_the_cores_and_wait_passively(tmp_path, monkeypatch):
+    for name in "OMP_NUM_THREADS", "OMP_WAIT_POLICY":
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(os, "cpu_count", lambda: 8)
+    assert "OMP_NUM_THREADS" not in report.set_environment(tmp_path, 1)
+    assert report.set_environment(tmp_path, 3)["OMP_NUM_THREADS"] == "2"
+    assert report.set_environment(tmp_path, 16)["OMP_NUM_THREADS"] == "1"
+    assert report.set_environment(tmp_path, 1)["OMP_WAIT_POLICY"] == "PASSIVE"
+    monkeypatch.setenv("OMP_NUM_THREADS", "5")
+    monkeypatch.setenv("OMP_WAIT_POLICY", "ACTIVE")
+    env = report.set_environment(tmp_path, 3)
+    assert (env["OMP_NUM_THREADS"], env["OMP_WAIT_POLICY"]) == ("5", "ACTIVE")

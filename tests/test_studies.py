@@ -1,0 +1,802 @@
+"""studies.py: trials that survive crashes, honest statistics, figures and answers."""
+import csv
+import html.parser
+import itertools
+import json
+import math
+import os
+import random
+import re
+import shutil
+import signal
+import statistics
+import subprocess
+import sys
+import time
+import types
+from unittest import mock
+
+import conftest  # first: it puts helpers.py on the path
+import numpy as np
+import pytest
+import scipy.stats
+import torch
+from conftest import SOAK, made_up_reviews, make_tiny_bert
+from hypothesis import given
+from hypothesis import strategies as st
+
+import helpers
+import studies
+from helpers import Diverged, InputError, Part, make_config
+
+SIMULATIONS = 1000 if SOAK else 300
+KILLS = 10 if SOAK else 2
+
+
+def make_part(n, seed=0):
+    texts, labels = made_up_reviews(n, 5, seed)
+    return Part([f"train/{i}" for i in range(n)], texts, labels)
+
+
+TRAIN, DEV = make_part(16), make_part(10, 3)
+
+
+@pytest.fixture(scope="module")
+def grid(tiny_bert):
+    """Four trials of some tenths of a second."""
+    common = dict(model=tiny_bert, seq_len=16, epochs=1, batch_size=8, accumulation=1, keep="head")
+    return [dict(common, **point) for point in studies.product([0, 1], lr=[1e-3, 1e-2])]
+
+
+@pytest.fixture
+def runs(monkeypatch):
+    """Count calls of helpers.train: a list of (lr, seed)."""
+    calls, original = [], helpers.train
+
+    def train(*args, **kwargs):
+        calls.append((kwargs["lr"], kwargs["seed"]))
+        return original(*args, **kwargs)
+
+    monkeypatch.setattr(helpers, "train", train)
+    return calls
+
+
+def core(row):
+    """Return a row without what no two runs share: times and memory."""
+    history = [{k: v for k, v in r.items() if k != "seconds"} for r in row["history"]]
+    return dict({k: v for k, v in row.items() if k not in ("seconds", "peak_memory", "checksum")},
+                history=history)
+
+
+def files(store, ending="json"):
+    return sorted(path.name for path in store.glob("*." + ending))
+
+
+# ---- trials ------------------------------------------------------------------------------------
+
+def test_product_has_seeds_innermost():
+    assert studies.product([3, 4], lr=[1, 2], keep=["head"]) == [
+        {"lr": lr, "keep": "head", "seed": seed, "data_seed": seed}
+        for lr in (1, 2) for seed in (3, 4)]
+
+
+def test_a_finished_trial_is_not_run_again(grid, runs, tmp_path):
+    first = studies.run_trials(grid, TRAIN, DEV, str(tmp_path))
+    assert runs == [(1e-3, 0), (1e-3, 1), (1e-2, 0), (1e-2, 1)]
+    names, bytes_ = files(tmp_path), {p.name: p.read_bytes() for p in tmp_path.glob("*.json")}
+    assert len(names) == 4
+    again = studies.run_trials(grid[::-1] + grid[:1], TRAIN, DEV, str(tmp_path))
+    assert len(runs) == 4
+    assert again == first[::-1] + first[:1], "in the grid's order, as when they were run"
+    assert {p.name: p.read_bytes() for p in tmp_path.glob("*.json")} == bytes_
+    assert [(r["config"]["lr"], r["config"]["seed"]) for r in first] == runs
+    studies.run_trials(grid + [dict(grid[0], seed=7)], TRAIN, DEV, str(tmp_path))
+    assert runs[4:] == [(1e-3, 7)]
+
+
+def test_a_row_is_what_training_and_classifying_give(grid, tmp_path):
+    row = studies.run_trials(grid[2:3], TRAIN, DEV, str(tmp_path))[0]
+    params = helpers.train(TRAIN.texts, TRAIN.labels, **grid[2])
+    predicted = helpers.classify(DEV.texts, params)
+    assert row["correct"] == "".join("01"[a == b] for a, b in zip(DEV.labels, predicted))
+    assert row["metrics"]["dev_accuracy"] == helpers.accuracy(DEV.labels, predicted)
+    assert row["metrics"]["train_accuracy"] == helpers.accuracy(
+        TRAIN.labels, helpers.classify(TRAIN.texts, params))
+    assert row["metrics"]["dev_loss"] > 0
+    assert row["config"] == helpers.settings(make_config(**grid[2]))
+    assert (row["n_train"], row["n_dev"], row["model"]) == (16, 10, "tiny")
+    assert row["seconds"] > 0 and row["peak_memory"] > 10 ** 6
+    assert row["versions"] == helpers.VERSIONS and row["device"] == "cpu"
+    assert [r["step"] for r in row["history"]] == [0, 1, 2]
+
+
+OTHER = dict(seq_len=17, keep="tail", words=5, batch_size=4, accumulation=2, epochs=2, lr=2e-3,
+             optimizer="adamw", weight_decay=0.1, warmup=0.2, decay="none", clip_norm=2.0,
+             dropout=0.2, attention_dropout=0.2, whole_word=True, max_minutes=9.0, seed=9,
+             data_seed=9)
+
+
+def test_a_key_depends_on_all_that_matters(grid, tiny_bert, tmp_path, monkeypatch):
+    def key(train=TRAIN, dev=DEV, **overrides):
+        return studies.trial_key(make_config(**dict(grid[0], **overrides)), train, dev)
+
+    assert set(OTHER) == set(helpers.settings(make_config()))
+    keys = [key(), *(key(**{name: value}) for name, value in OTHER.items())]
+    flipped = ["neg" if label == "pos" else "pos" for label in TRAIN.labels]
+    keys += [key(train=TRAIN._replace(labels=flipped)), key(train=DEV), key(dev=TRAIN),
+             key(train=DEV, dev=TRAIN), key(train=TRAIN._replace(texts=TRAIN.texts[::-1])),
+             key(dev=DEV._replace(labels=DEV.labels[::-1])),
+             key(dev=Part(*(column[:-1] for column in DEV))),
+             key(model=make_tiny_bert(tmp_path / "other", seed=1))]
+    for package in ("torch", "transformers"):
+        with mock.patch.dict(studies.VERSIONS, {package: "9.9"}):
+            keys.append(key())
+    with mock.patch.object(studies, "RESULTS_VERSION", 10 ** 6):
+        keys.append(key())
+    assert len(set(keys)) == len(keys)
+
+
+def test_a_key_does_not_depend_on_places(grid, tiny_bert, tmp_path):
+    shutil.copytree(tiny_bert, str(tmp_path / "elsewhere"))
+    keys = {studies.trial_key(make_config(**dict(grid[0], **overrides)), train, DEV)
+            for overrides in ({}, {"device": "cpu"}, {"model": str(tmp_path / "elsewhere")})
+            for train in (TRAIN, TRAIN._replace(ids=["x"] * 16))}
+    assert len(keys) == 1
+
+
+def flip_digit(data):
+    at = re.search(rb'"dev_accuracy": \d\.\d', data).end() - 1
+    return data[:at] + (b"7" if data[at:at + 1] != b"7" else b"8") + data[at + 1:]
+
+
+DAMAGES = {"truncated": lambda data: data[:-9], "empty": lambda data: b"",
+           "a digit": flip_digit, "no text": lambda data: b"\xff\xfe" + data,
+           "no dict": lambda data: b"[]", "null": lambda data: b"null",
+           "no checksum": lambda data: b'{"metrics": {}}'}
+
+
+def test_a_damaged_trial_is_set_aside_and_run_again(grid, runs, tmp_path, capsys):
+    first = studies.run_trials(grid[:1], TRAIN, DEV, str(tmp_path))[0]
+    path, = tmp_path.glob("*.json")
+    whole = path.read_bytes()
+    for number, (name, damage) in enumerate(sorted(DAMAGES.items()), 2):
+        path.write_bytes(damage(whole))
+        capsys.readouterr()
+        row = studies.run_trials(grid[:1], TRAIN, DEV, str(tmp_path))[0]
+        assert len(runs) == number, name
+        said = capsys.readouterr().out
+        assert said.count("Warning: ") == 1 and path.name + " is damaged" in said, name
+        assert (tmp_path / (path.name + ".damaged")).read_bytes() == damage(whole)
+        assert core(row) == core(first) == core(json.loads(path.read_text())), name
+
+
+CHILD = """import json, os, signal, sys, time
+sys.path[:0] = sys.argv[1:3]
+import torch
+torch.set_num_threads(1)
+import helpers, studies, test_studies
+store, model, log, mode = sys.argv[3:]
+original, replace, written = helpers.train, os.replace, []
+
+def say(word, lr, seed):
+    with open(log, "a") as file:
+        file.write("%s %g %d\\n" % (word, lr, seed))
+
+def train(*args, **kwargs):
+    say("began", kwargs["lr"], kwargs["seed"])
+    time.sleep(0.1)  # so that the other one comes to the lock
+    return original(*args, **kwargs)
+
+def replace_once(source, target):
+    written.append(target)
+    if str(target).endswith(".json") and store in str(target) and mode == "killed":
+        os.kill(os.getpid(), signal.SIGKILL)  # the worst moment: written, not yet in place
+    replace(source, target)
+
+helpers.train, os.replace = train, replace_once
+grid = json.load(open(model + ".grid"))
+open(log + ".ready%d" % os.getpid(), "w").close()
+while not os.path.exists(log + ".go"):
+    time.sleep(0.01)
+rows = studies.run_trials(grid, test_studies.TRAIN, test_studies.DEV, store)
+json.dump(rows, open(log + ".rows%d" % os.getpid(), "w"))
+"""
+
+
+@pytest.fixture
+def start(grid, tiny_bert, tmp_path):
+    """Return start(store, mode): a process that runs the grid once LOG.go exists."""
+    helpers.save_json(tiny_bert + ".grid", grid)
+    started = []
+
+    def start(store, mode=""):
+        tests = str(conftest.ROOT / "tests")
+        started.append(subprocess.Popen(
+            [sys.executable, "-c", CHILD, str(conftest.ROOT), tests, str(store), tiny_bert,
+             str(tmp_path / "log"), mode], stdout=subprocess.PIPE, stderr=subprocess.STDOUT))
+        return started[-1]
+    yield start
+    for process in started:
+        process.kill()
+        process.communicate()
+
+
+def wait_for(folder, pattern, n, *processes):
+    """Wait until n files are there."""
+    while len(list(folder.glob(pattern))) < n:
+        assert all(p.poll() is None for p in processes), processes[0].stdout.read()
+        time.sleep(0.02)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(grid, tmp_path_factory):
+    """The grid run in peace: (its files' names, its rows)."""
+    store = tmp_path_factory.mktemp("undisturbed")
+    rows = studies.run_trials(grid, TRAIN, DEV, str(store))
+    return files(store), list(map(core, rows))
+
+
+def test_two_processes_share_a_store(start, grid, undisturbed, tmp_path):
+    store = tmp_path / "store"
+    pair = [start(store), start(store)]
+    wait_for(tmp_path, "log.ready*", 2, *pair)
+    (tmp_path / "log.go").touch()
+    for process in pair:
+        out, _ = process.communicate(timeout=120)
+        assert process.returncode == 0, out
+    began = (tmp_path / "log").read_text().splitlines()
+    assert sorted(began) == sorted("began %g %d" % (p["lr"], p["seed"]) for p in grid)
+    rows = [json.loads(path.read_text()) for path in tmp_path.glob("log.rows*")]
+    assert len(rows) == 2 and rows[0] == rows[1]
+    assert files(store) == undisturbed[0] and list(map(core, rows[0])) == undisturbed[1]
+
+
+@pytest.mark.parametrize("kill", range(KILLS))
+def test_a_killed_study_goes_on(kill, start, grid, undisturbed, tmp_path, capsys):
+    store, random_ = tmp_path / "store", random.Random(kill)
+    process = start(store, "" if kill else "killed")
+    wait_for(tmp_path, "log.ready*", 1, process)
+    (tmp_path / "log.go").touch()
+    if kill:
+        time.sleep(random_.random() * 1.5)
+        process.kill()
+    process.communicate(timeout=120)
+    assert process.returncode == -signal.SIGKILL or kill
+    finished = files(store)
+    assert kill or not finished
+    rows = studies.run_trials(grid, TRAIN, DEV, str(store))
+    assert files(store) == undisturbed[0] and set(finished) <= set(files(store))
+    assert list(map(core, rows)) == undisturbed[1]
+    assert "Warning" not in capsys.readouterr().out, "a half-written file was taken for a trial"
+
+
+def test_a_trial_in_another_process_is_waited_for(grid, tmp_path):
+    config = make_config(**grid[0])
+    path = str(tmp_path / studies.trial_key(config, TRAIN, DEV)) + ".json"
+    with studies.locked(path + ".lock") as mine:
+        assert mine
+        assert studies.run_once(config, TRAIN, DEV, str(tmp_path)) is None
+    assert studies.run_once(config, TRAIN, DEV, str(tmp_path))["metrics"]
+
+
+def test_a_diverged_trial_is_a_result(grid, tmp_path, monkeypatch):
+    original, calls = helpers.train, []
+
+    def train(*args, **kwargs):
+        calls.append(kwargs["seed"])
+        if kwargs["seed"] == 1:
+            raise Diverged("loss nan at step 7")
+        return original(*args, **kwargs)
+
+    monkeypatch.setattr(helpers, "train", train)
+    monkeypatch.setattr(helpers, "predict_logits", lambda model, pieces, *args, **kwargs:
+                        torch.eye(2).repeat(len(pieces), 1)[:len(pieces)])
+    rows = studies.run_trials(grid[:2], TRAIN, DEV, str(tmp_path))
+    assert [row["mark"] for row in rows] == ["", "diverged: loss nan at step 7"]
+    assert rows[1]["metrics"] == {} and rows[1]["correct"] == ""
+    assert studies.run_trials(grid[:2], TRAIN, DEV, str(tmp_path)) == rows and calls == [0, 1]
+    assert studies.values_of(rows) == [rows[0]["metrics"]["dev_accuracy"]]
+    assert studies.spread(rows)[2:] == (1, 1)
+
+
+def test_a_really_diverging_trial(grid, tmp_path):
+    row, = studies.run_trials([dict(grid[0], lr=1e30, clip_norm=0.0, warmup=0.0, epochs=4)],
+                              TRAIN, DEV, str(tmp_path))
+    assert row["mark"].startswith("diverged: loss ") and "lower lr" in row["mark"]
+
+
+def test_a_trial_that_says_one_class_is_marked(grid, tmp_path, monkeypatch):
+    monkeypatch.setattr(helpers, "predict_logits", lambda model, pieces, *args, **kwargs:
+                        torch.tensor([[0.0, 1.0]] * len(pieces)))
+    row, = studies.run_trials(grid[:1], TRAIN, DEV, str(tmp_path))
+    assert row["mark"] == "one class for all reviews"
+    assert row["metrics"]["dev_accuracy"] == DEV.labels.count("pos") / 10
+    assert studies.spread([row])[2:] == (0, 1)
+
+
+# ---- trials on a cluster -----------------------------------------------------------------------
+
+def test_a_scheduler_without_its_package_is_refused(grid, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "distributed", None)
+    with pytest.raises(InputError, match="distributed is not installed"):
+        studies.run_trials(grid, TRAIN, DEV, str(tmp_path), scheduler="tcp://nowhere:8786")
+
+
+def test_a_stand_in_cluster_gives_the_same_rows(grid, undisturbed, tmp_path, monkeypatch):
+    class Client:
+        def __init__(self, address):
+            assert address == "tcp://here:1"
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *error):
+            pass
+
+        def map(self, function, jobs, pure, retries):
+            assert not pure and retries > 0
+            return [function(job) for job in reversed(jobs)][::-1]
+
+        def gather(self, futures):
+            return futures
+
+    monkeypatch.setitem(sys.modules, "distributed", types.SimpleNamespace(Client=Client))
+    rows = studies.run_trials(grid, TRAIN, DEV, str(tmp_path), scheduler="tcp://here:1")
+    assert files(tmp_path) == undisturbed[0] and list(map(core, rows)) == undisturbed[1]
+
+
+def test_a_cluster_gives_the_same_rows(grid, undisturbed, tmp_path):
+    distributed = pytest.importorskip("distributed")
+    with distributed.LocalCluster(n_workers=2, threads_per_worker=1, processes=True,
+                                  dashboard_address=None) as cluster:
+        rows = studies.run_trials(grid, TRAIN, DEV, str(tmp_path),
+                                  scheduler=cluster.scheduler_address)
+    assert files(tmp_path) == undisturbed[0] and list(map(core, rows)) == undisturbed[1]
+
+
+# ---- statistics --------------------------------------------------------------------------------
+
+def row(accuracy, seed=0, mark="", correct="", **config):
+    """Make up a trial's row."""
+    return {"config": dict({"seed": seed, "data_seed": seed}, **config), "mark": mark,
+            "metrics": {} if mark else {"dev_accuracy": accuracy}, "correct": correct}
+
+
+def rows(*accuracies, **config):
+    return [row(accuracy, seed, **config) for seed, accuracy in enumerate(accuracies)]
+
+
+SHARES = st.floats(0, 1)
+
+
+@given(st.lists(st.tuples(SHARES, SHARES), min_size=3, max_size=9))
+def test_paired_t_is_that_of_scipy(pairs):
+    differences = [a - b for a, b in pairs]
+    if statistics.stdev(differences) < 1e-6:
+        return
+    t, p = studies.paired_t(differences)
+    reference = scipy.stats.ttest_rel(*zip(*pairs))
+    assert t == pytest.approx(reference[0], rel=1e-6, abs=1e-9)
+    assert p == pytest.approx(reference[1], rel=1e-6)
+
+
+def test_paired_t_on_student_s_own_example():
+    """Hours of sleep that two drugs gained ten patients: Student 1908, table 1."""
+    one = [0.7, -1.6, -0.2, -1.2, -0.1, 3.4, 3.7, 0.8, 0.0, 2.0]
+    two = [1.9, 0.8, 1.1, 0.1, -0.1, 4.4, 5.5, 1.6, 4.6, 3.4]
+    t, p = studies.paired_t([a - b for a, b in zip(one, two)])
+    assert (round(t, 4), round(p, 6)) == (-4.0621, 0.002833)
+
+
+def test_paired_t_without_variance():
+    assert studies.paired_t([0.0, 0.0, 0.0]) == (0.0, 1.0)
+    assert studies.paired_t([0.25, 0.25, 0.25]) == (math.inf, 0.0)
+    assert studies.paired_t([-0.25, -0.25, -0.25]) == (-math.inf, 0.0)
+
+
+def binomial_p(k, n):
+    """Return scipy's exact two-sided p of k heads in n tosses of a fair coin."""
+    if hasattr(scipy.stats, "binomtest"):
+        return scipy.stats.binomtest(k, n).pvalue
+    return scipy.stats.binom_test(k, n)
+
+
+@given(st.lists(st.sampled_from(["00", "01", "10", "11"]), min_size=1, max_size=80))
+def test_mcnemar_is_an_exact_binomial_test(pairs):
+    a, b = map("".join, zip(*pairs))
+    n = pairs.count("01") + pairs.count("10")
+    assert studies.mcnemar(a, b) == pytest.approx(
+        binomial_p(pairs.count("01"), n) if n else 1.0, rel=1e-9)
+    assert studies.mcnemar(a, b) == studies.mcnemar(b, a)
+
+
+def test_mcnemar_by_hand():
+    for only_a, only_b, p in ((1, 9, 2 * (1 + 10) / 2 ** 10), (0, 5, 2 / 2 ** 5), (0, 6, 2 / 2 ** 6),
+                              (2, 8, 2 * (1 + 10 + 45) / 2 ** 10), (3, 3, 1.0), (0, 0, 1.0)):
+        a = "1" * only_a + "0" * only_b + "11100"
+        b = "0" * only_a + "1" * only_b + "11100"
+        assert studies.mcnemar(a, b) == pytest.approx(p)
+
+
+@given(st.lists(SHARES, min_size=1, max_size=5), st.integers(1, 4))
+def test_expected_best_is_the_mean_over_all_draws(values, n):
+    draws = [max(draw) for draw in itertools.product(values, repeat=n)]
+    assert studies.expected_best(values, n) == pytest.approx(sum(draws) / len(draws), abs=1e-12)
+
+
+def test_spread_and_its_text():
+    assert studies.spread(rows(0.86, 0.87, 0.88)) == pytest.approx((0.87, 0.01, 3, 0))
+    assert studies.show(studies.spread(rows(0.86, 0.87, 0.88))) == "87.0 ± 1.0 % (3 seeds)"
+    one = studies.spread(rows(0.866))
+    assert one[0] == 0.866 and math.isnan(one.sd) and one[2:] == (1, 0)
+    assert studies.show(one) == "86.6 % (1 seed)"
+    marked = rows(0.9, 0.8) + [row(0, 2, "diverged: x"), row(0.5, 3, "one class for all reviews")]
+    found = studies.spread(marked)
+    assert (found.n, found.marked) == (2, 2) and found.mean == pytest.approx(0.85)
+    assert studies.show(found) == "85.0 ± 7.1 % (2 seeds, 2 broken and left out)"
+    assert studies.show(studies.Spread(1.23456, 0.0123, 2, 0), percent=False) == (
+        "1.23 ± 0.012 (2 seeds)")
+    nothing = studies.spread(marked[2:])
+    assert math.isnan(nothing.mean) and nothing[2:] == (0, 2)
+
+
+def test_rows_of():
+    some = rows(0.1, 0.2, lr=1) + rows(0.3, 0.4, lr=2)
+    assert studies.rows_of(some, lr=2) == some[2:]
+    assert studies.rows_of(some, lr=2, seed=1) == some[3:]
+    assert studies.values_of(studies.rows_of(some, seed=0)) == [0.1, 0.3]
+
+
+def test_compare_over_seeds():
+    a, b = (0.80, 0.81, 0.82), (0.83, 0.85, 0.85)
+    result = studies.compare(rows(*a), rows(*b), names=("head", "tail"))
+    assert result.difference == pytest.approx(0.1 / 3) and result.test == "paired t"
+    assert result.p == pytest.approx(scipy.stats.ttest_rel(b, a)[1]) and result.significant
+    assert result.text == ("tail beats head by 3.3 points (sd 0.6, 3 seeds): significant "
+                           f"(paired t, p = {result.p:.2g})")
+    result = studies.compare(rows(*b), rows(*a), names=("head", "tail"))
+    assert result.difference < 0 and result.text.startswith("tail trails head by 3.3 points")
+    result = studies.compare(rows(0.80, 0.85, 0.82), rows(0.83, 0.82, 0.83))
+    assert not result.significant and "within noise (paired t, p = " in result.text
+    assert result.p > 0.05
+
+
+def test_compare_pairs_by_seed_not_by_place():
+    a, b = rows(0.5, 0.6, 0.7), rows(0.52, 0.61, 0.73)
+    assert studies.compare(a, b[::-1]) == studies.compare(a, b)
+
+
+def test_compare_one_seed():
+    a, b = row(0.5, correct="1" * 10 + "0" * 10), row(0.9, correct="1" * 18 + "00")
+    result = studies.compare([a], [b])
+    assert (result.test, result.p) == ("McNemar", pytest.approx(2 / 2 ** 8))
+    assert result.significant and "significant, one seed (McNemar" in result.text
+    result = studies.compare([a], [row(0.55, correct="1" * 11 + "0" * 9)])
+    assert not result.significant and "within noise, one seed (McNemar, p = 1)" in result.text
+    assert "B beats A by 5.0 points:" in result.text
+
+
+def test_compare_two_seeds_is_not_tested():
+    result = studies.compare(rows(0.5, 0.5), rows(0.9, 0.9))
+    assert result.test == "none" and math.isnan(result.p) and not result.significant
+    assert "not tested (2 seeds: too few to test)" in result.text
+
+
+def test_compare_leaves_marked_and_unpaired_trials_out():
+    a, b = rows(0.5, 0.6, 0.7, 0.8), rows(0.6, 0.71, 0.79, 0.9)
+    b[3] = row(0, 3, "diverged: x")
+    result = studies.compare(a, b + [row(0.1, 99)])
+    assert result[:4] == studies.compare(a[:3], b[:3])[:4]
+    assert result.text.endswith("3 broken or unpaired trials left out")
+    nothing = studies.compare(a, [row(0, 0, "diverged: x")])
+    assert nothing.test == "none" and not nothing.significant and "broken" in nothing.text
+
+
+def test_compare_without_variance():
+    same = studies.compare(rows(0.5, 0.75, 1.0), rows(0.5, 0.75, 1.0))
+    assert (same.difference, same.p, same.significant) == (0.0, 1.0, False)
+    assert same.text.startswith("B equals A (sd 0.0, 3 seeds): within noise")
+    moved = studies.compare(rows(0.25, 0.5, 0.75), rows(0.5, 0.75, 1.0))
+    assert (moved.difference, moved.p, moved.significant) == (0.25, 0.0, True)
+
+
+def test_best_of_flags_the_edge():
+    some = rows(0.5, 0.6, lr=1e-5) + rows(0.8, 0.9, lr=1e-4) + rows(0.7, 0.7, lr=1e-3)
+    assert studies.best_of([1e-5, 1e-4, 1e-3], some, "lr") == (1e-4, "")
+    best, note = studies.best_of([1e-5, 1e-4], some, "lr")
+    assert (best, note) == (1e-4, ""), "a grid of two has only edges"
+    some += rows(0.95, 0.95, lr=1e-2)
+    best, note = studies.best_of([1e-2, 1e-5, 1e-4, 1e-3], some, "lr")
+    assert best == 1e-2 and note.startswith("lr = 0.01 is at the edge of the grid")
+    assert studies.best_of([1e-5, 1e-4, 1e-3, 1e-2], some, "lr") == (best, note)
+    lowest = rows(0.1, lr=3) + rows(0.2, lr=2) + rows(0.3, lr=1)
+    assert "edge" in studies.best_of([3, 2, 1], lowest, "lr")[1]
+    assert "edge" in studies.best_of([2, 1, 3], lowest, "lr")[1]
+    marked = [row(0, 0, "diverged: x", lr=1e-1)]
+    assert studies.best_of([1e-4, 1e-3, 1e-1], some + marked, "lr")[0] == 1e-4
+    with pytest.raises(InputError, match="lr"):
+        studies.best_of([1e-1], marked, "lr")
+
+
+def noise_for(seed_sd, n, ease):
+    """Return the sd of a run's own noise at which accuracy has `seed_sd` over seeds."""
+    low, high = 1e-4, 10.0
+    for _ in range(25):
+        noise = (low + high) / 2
+        p = scipy.stats.norm.cdf(ease / noise)  # of a right answer, by review
+        low, high = (noise, high) if math.sqrt(np.mean(p * (1 - p)) / n) < seed_sd else (low, noise)
+    return noise
+
+
+def simulate(n_seeds, effect=0.0, n=500, seed_sd=0.005):
+    """Return the share of simulated comparisons that `compare` calls significant.
+
+    A review's ease is shared by all runs, about 85 % are easy enough; each run adds noise of its
+    own. effect: by how much arm B finds everything easier.
+    """
+    draw, significant = np.random.RandomState(n_seeds), 0
+    noise = noise_for(seed_sd, n, draw.normal(1.04, 1, 20000))
+    accuracies = []
+    for _ in range(SIMULATIONS):
+        ease, arms = draw.normal(1.04, 1, n), []
+        for shift in (0.0, effect):
+            right = ease + shift + draw.normal(0, noise, (n_seeds, n)) > 0
+            arms.append([row(r.mean(), seed, correct=(r + 48).astype(np.uint8).tobytes().decode())
+                         for seed, r in enumerate(right)])
+        significant += studies.compare(*arms).significant
+        accuracies.append([r["metrics"]["dev_accuracy"] for r in arms[0]])
+    assert abs(np.mean(accuracies) - 0.85) < 0.005, "the simulation is as it says"
+    if n_seeds > 1:
+        assert abs(math.sqrt(np.mean(np.var(accuracies, axis=1, ddof=1))) / seed_sd - 1) < 0.1
+    return significant / SIMULATIONS
+
+
+@pytest.mark.parametrize("n_seeds", [1, 3, 5])
+def test_no_effect_is_seldom_called_one(n_seeds):
+    assert simulate(n_seeds) <= 0.05 + 2.6 * math.sqrt(0.05 * 0.95 / SIMULATIONS)
+
+
+@pytest.mark.parametrize("n_seeds", [1, 3, 5])
+def test_a_large_effect_is_mostly_found(n_seeds):
+    assert simulate(n_seeds, effect=0.25) > 0.75
+
+
+# ---- memory ------------------------------------------------------------------------------------
+
+def test_largest_batch_finds_every_limit():
+    for limit, most in itertools.product(range(301), (1, 37, 128, 1024)):
+        asked = []
+
+        def fits(model, optimizer, size, seq_len):
+            asked.append(size)
+            assert len(asked) <= 20 and 1 <= size <= most
+            return size <= limit
+
+        with mock.patch.object(studies, "step_fits", fits):
+            assert studies.largest_batch(torch.nn.Linear(1, 1), 8, most) == min(limit, most)
+        assert len(asked) == len(set(asked))
+
+
+@pytest.fixture
+def stepped(tiny_bert):
+    """A model and its optimizer, for step_fits."""
+    model, _ = helpers.load_bert(tiny_bert)
+    return model, helpers.make_optimizer(model, make_config())
+
+
+def has_grads(model):
+    return any(p.grad is not None and bool((p.grad != 0).any()) for p in model.parameters())
+
+
+def test_a_step_that_fits_is_a_real_one(stepped):
+    model, optimizer = stepped
+    old = [p.detach().clone() for p in model.parameters()]
+    assert studies.step_fits(model, optimizer, 2, 8) is True
+    assert sum(bool((a != b).any()) for a, b in zip(old, model.parameters())) > 30
+    assert not has_grads(model)
+
+
+OUT_OF_MEMORY = [RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB"), MemoryError(),
+                 RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to ...")]
+
+
+@pytest.mark.parametrize("error", OUT_OF_MEMORY)
+@pytest.mark.parametrize("where", ["forward", "backward"])
+def test_a_step_that_does_not_fit(where, error, stepped, monkeypatch):
+    model, optimizer = stepped
+
+    def fail(*args, **kwargs):
+        raise error
+
+    if where == "forward":
+        monkeypatch.setattr(model, "forward", fail)
+    else:  # when the later layers already have their gradients
+        model.bert.embeddings.word_embeddings.weight.register_hook(fail)
+    assert studies.step_fits(model, optimizer, 2, 8) is False
+    assert not has_grads(model)
+
+
+@pytest.mark.parametrize("error", [
+    RuntimeError("shape mismatch"), KeyError("memory"),
+    RuntimeError("CUDA error: an illegal memory access was encountered")])
+def test_another_error_is_not_taken_for_memory(error, stepped, monkeypatch):
+    model, optimizer = stepped
+
+    def fail(*args, **kwargs):
+        raise error
+
+    monkeypatch.setattr(model, "forward", fail)
+    with pytest.raises(type(error)):
+        studies.step_fits(model, optimizer, 2, 8)
+    assert not has_grads(model)
+
+
+SHAPE = types.SimpleNamespace(hidden_size=768, num_attention_heads=12, num_hidden_layers=12)
+
+
+@given(st.integers(1, 512), st.integers(1, 512), st.integers(0, 10 ** 11), st.integers(0, 10 ** 10))
+def test_estimated_batch_is_monotone(seq_len, other, memory, more):
+    def estimate(memory, seq_len, n_weights=110 * 10 ** 6):
+        return studies.estimated_batch(SHAPE, n_weights, seq_len, memory)
+
+    assert 0 <= estimate(memory, seq_len) <= estimate(memory + more, seq_len)
+    assert estimate(memory, max(seq_len, other)) <= estimate(memory, min(seq_len, other))
+    assert estimate(memory, seq_len, 110 * 10 ** 6 + more) <= estimate(memory, seq_len)
+
+
+def test_estimated_batch_by_hand():
+    # 12 layers x 128 pieces x (66 x 768 + 9 x 12 x 128) bytes = 99,090,432 an example
+    weights = 10 ** 8
+    for count in (0, 1, 37):
+        memory = 16 * weights + count * 99090432
+        assert studies.estimated_batch(SHAPE, weights, 128, memory) == count
+        assert studies.estimated_batch(SHAPE, weights, 128, memory + 99090431) == count
+    assert studies.estimated_batch(SHAPE, weights, 128, 0) == 0
+
+
+def test_memory_of_this_computer():
+    assert 10 ** 8 < studies.memory_of(torch.device("cpu")) < 10 ** 14
+
+
+# ---- masked words ------------------------------------------------------------------------------
+
+def test_top_words_are_those_of_the_whole_model(tiny_bert):
+    model, tokenizer = helpers.load_bert(tiny_bert, "mlm")
+    sentences = ["the movie was [MASK] and good", "[MASK] film", "a never ending [MASK]", "[MASK]"]
+    found = studies.top_words(model, tokenizer, sentences, k=4)
+    for sentence, words in zip(sentences, found):
+        pieces = tokenizer.tokenize("[CLS] " + sentence + " [SEP]")
+        assert pieces.count("[MASK]") == 1
+        ids = torch.tensor([tokenizer.convert_tokens_to_ids(pieces)])
+        logits = model(ids)[0][0, pieces.index("[MASK]")].tolist()
+        best = sorted(range(len(logits)), key=lambda i: -logits[i])[:4]
+        assert words == tokenizer.convert_ids_to_tokens(best)
+
+
+# ---- figures and answers -----------------------------------------------------------------------
+
+class Tags(html.parser.HTMLParser):
+    """Collect tags with attributes, and text."""
+
+    def __init__(self, source):
+        super().__init__()
+        self.tags, self.text = [], []
+        self.feed(source)
+
+    def handle_starttag(self, tag, attrs):
+        """Keep a tag."""
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_data(self, data):
+        """Keep a text."""
+        self.text.append(data)
+
+
+EVIL = 'A < B & "C" \'d\' <script>alert(1)</script> café ± 1'
+
+
+@pytest.fixture
+def shown(monkeypatch):
+    """What would be shown in a notebook: a list of HTML."""
+    pages = []
+    monkeypatch.setattr(studies, "show_html", pages.append)
+    return pages
+
+
+def test_figures_are_saved_with_their_data_and_shown_with_their_finding(shown, tmp_path):
+    figure, [axes] = studies.new_figure()
+    axes.plot([1, 2], [3, 4])
+    data = [{"x": 1, "y": 0.5}, {"x": 2, "y": None, "note": EVIL}]
+    studies.save_figure(figure, "one", EVIL, str(tmp_path), data)
+    studies.save_figure(figure, "two", "plain", str(tmp_path))
+    assert sorted(os.listdir(str(tmp_path / "figures"))) == ["one.csv", "one.png", "two.png"]
+    picture = (tmp_path / "figures" / "one.png").read_bytes()
+    assert picture.startswith(b"\x89PNG\r\n\x1a\n") and len(picture) > 5000
+    with open(str(tmp_path / "figures" / "one.csv"), encoding="utf-8", newline="") as file:
+        assert list(csv.DictReader(file)) == [{"x": "1", "y": "0.5", "note": ""},
+                                              {"x": "2", "y": "", "note": EVIL}]
+    page = Tags(shown[0])
+    assert [tag for tag, _ in page.tags] == ["figure", "img", "figcaption"]
+    assert page.tags[1][1]["alt"] == EVIL == "".join(page.text)
+    assert page.tags[1][1]["src"].startswith("data:image/png;base64,iVBORw0KGgo")
+
+
+def test_figures_have_one_look_and_leave_none_open():
+    import matplotlib.pyplot as plt
+    figure, panels = studies.new_figure(3)
+    assert len(panels) == 3 and plt.get_fignums() == []
+    studies.plot_seeds(panels[0], [1, 2, 3], [[0.5, 0.7], [], [0.9]], "A", "red")
+    line = panels[0].get_lines()[-1]
+    assert line.get_label() == "A" and list(line.get_xdata()) == [1, 3]
+    assert list(line.get_ydata()) == pytest.approx([60.0, 90.0])
+    points = [list(x.get_ydata()) for x in panels[0].get_lines()[:-1]]
+    assert points == [pytest.approx([50.0, 70.0]), pytest.approx([90.0])]
+
+
+def test_a_log_axis_has_plain_ticks():
+    figure, [axes] = studies.new_figure()
+    axes.plot([8, 128], [1, 2])
+    studies.log_axis(axes, [8, 16, 32, 128])
+    figure.canvas.draw()
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["8", "16", "32", "128"]
+    assert axes.get_xscale() == "log" and not len(axes.get_xticks(minor=True))
+    studies.log_axis(axes, [1e-5, 1e-3], label="{:.0e}".format)
+    figure.canvas.draw()
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["1e-05", "1e-03"]
+
+
+def test_tables_are_escaped(shown):
+    studies.show_table([{"a<b": EVIL, "n": 1}, {"n": 2.5, "later": None}])
+    page = Tags(shown[0])
+    assert "script" not in [tag for tag, _ in page.tags]
+    text = [text for text in page.text if text.strip()]
+    assert text == ["a<b", "n", "later", EVIL, "1", "2.5", "None"]
+    assert [tag for tag, _ in page.tags].count("td") == 6
+    studies.show_table([{"a": 1, "b": 2}], ["b"])
+    assert "".join(Tags(shown[1]).text) == "b2"
+
+
+def test_answers_are_kept_as_they_come(shown, tmp_path, capsys):
+    answers = studies.Answers("03_it", str(tmp_path), "sample")
+    path = tmp_path / "answers" / "03_it.json"
+    answers.give("Q1. " + EVIL, EVIL, "lengths", True)
+    first = {"question": "Q1. " + EVIL, "answer": EVIL, "figure": "lengths", "holds": True}
+    assert json.loads(path.read_text(encoding="utf-8")) == [first]
+    answers.give("Q2", "no", holds=False)
+    answers.give("Q3", "so")
+    kept = json.loads(path.read_text(encoding="utf-8"))
+    assert kept[0] == first and [r["holds"] for r in kept] == [True, False, None]
+    assert "script" not in [tag for page in shown for tag, _ in Tags(page).tags]
+    assert ["As expected." in page for page in shown] == [True, False, False]
+    assert ["NOT as expected." in page for page in shown] == [False, True, False]
+    answers.table()
+    assert [text for text in Tags(shown[3]).text][4:8] == ["Q1. " + EVIL, EVIL, "lengths", "yes"]
+    assert "indicative only" in capsys.readouterr().out
+    studies.Answers("x", str(tmp_path), "full").table()
+    assert "indicative" not in capsys.readouterr().out
+
+
+def test_html_is_shown_in_notebooks_only(monkeypatch):
+    seen = []
+    display = types.SimpleNamespace(HTML=lambda text: "<" + text, display=seen.append)
+    with mock.patch.dict(sys.modules, {"IPython": None, "IPython.display": display}):
+        studies.show_html("text")
+        sys.modules.pop("IPython")
+        studies.show_html("no notebook")
+    assert seen == ["<text"]
+
+
+def test_the_banner_says_which_run_this_is(capsys):
+    studies.banner("full", "bert", "data/FILIMDB", "cpu")
+    said = capsys.readouterr().out
+    assert all(word in said for word in ("profile full", "data data/FILIMDB", "model bert", "CPU",
+                                         "torch " + helpers.VERSIONS["torch"]))
+    assert "indicative" not in said
+    studies.banner("sample", "bert", "data/sample", "cpu")
+    assert "indicative only" in capsys.readouterr().out
+
+
+def test_from_root(monkeypatch, tmp_path):
+    monkeypatch.chdir(str(tmp_path))
+    assert studies.from_root("build/x") == str(conftest.ROOT / "build" / "x")
+    assert studies.from_root(str(tmp_path)) == str(tmp_path)
