@@ -11,6 +11,7 @@ from __future__ import annotations
 import base64
 import contextlib
 import html
+import importlib
 import io
 import json
 import math
@@ -19,8 +20,10 @@ import re
 import statistics
 import sys
 import time
-from collections import namedtuple
+import unicodedata
+from collections import Counter, namedtuple
 
+import numpy as np
 import torch
 
 import helpers
@@ -313,6 +316,218 @@ def best_of(grid_values, rows, key, metric="dev_accuracy"):
     return best, f"{key} = {best:g} is at the edge of the grid: a wider one may do better" * edge
 
 
+# ---- optimizers and regularizers (notebooks 06 to 08) ------------------------------------------
+
+def series(row, key):
+    """Return a figure of a trial's history: one number for each step that has it."""
+    return [point[key] for point in row["history"] if key in point]
+
+
+def counted(rows):
+    """Return the rows with collapsed trials as full members, where collapsing is the outcome."""
+    return [dict(row, mark="") if row["metrics"] else row for row in rows]
+
+
+def gap(rows):
+    """Return mean training accuracy less mean dev accuracy in points; nan without a sound row."""
+    return 100 * (spread(rows, "train_accuracy").mean - spread(rows).mean)
+
+
+def leads(base, rows):
+    """Return by how many points each trial leads the base's one of the same seed, both sound."""
+    known = {row["config"]["seed"]: row["metrics"]["dev_accuracy"] for row in base
+             if not row["mark"]}
+    return [100 * (row["metrics"]["dev_accuracy"] - known[row["config"]["seed"]]) for row in rows
+            if not row["mark"] and row["config"]["seed"] in known]
+
+
+def best_setting(rows, keys):
+    """Return {key: value} of the best sound setting: by mean dev accuracy, then by dev loss."""
+    settings = sorted({tuple(r["config"][key] for key in keys) for r in rows if not r["mark"]})
+    if not settings:
+        raise InputError(f"no trial over {', '.join(keys)} came to a sound end; see their marks")
+
+    def quality(values):
+        some = rows_of(rows, **dict(zip(keys, values)))
+        return spread(some).mean, -spread(some, "dev_loss").mean
+    return dict(zip(keys, max(settings, key=quality)))
+
+
+def at_edge(setting, rows):
+    """Return the keys whose value is the least or the most of three or more tried."""
+    tried = {key: {row["config"][key] for row in rows} for key in setting}
+    return [key for key, values in tried.items()
+            if len(values) > 2 and setting[key] in (min(values), max(values))]
+
+
+def swing(rows, key, given):
+    """Return the range of dev accuracy over `key`, in points, averaged over values of `given`."""
+    ranges = []
+    for value in {row["config"][given] for row in rows}:
+        some = rows_of(rows, **{given: value})
+        means = [spread(rows_of(some, **{key: x})).mean
+                 for x in {row["config"][key] for row in some}]
+        known = [mean for mean in means if not math.isnan(mean)]
+        ranges.extend([100 * (max(known) - min(known))] if known else [])
+    return statistics.mean(ranges) if ranges else math.nan
+
+
+def group_table(bert, optimizer):
+    """Return a row for each of the optimizer's groups: weight decay, size, kinds of tensors."""
+    names = {id(p): ".".join(name.split(".")[-2:]) for name, p in bert.named_parameters()}
+    return [{"weight decay": group["weight_decay"], "tensors": len(group["params"]),
+             "weights": f"{sum(p.numel() for p in group['params']):,}",
+             "such as": ", ".join(sorted({names[id(p)] for p in group["params"]})[:9])}
+            for group in optimizer.param_groups]
+
+
+def decayed_names(bert, optimizer):
+    """Return the set of names of the parameters that the optimizer decays."""
+    decayed = {id(p) for group in optimizer.param_groups if group["weight_decay"]
+               for p in group["params"]}
+    return {name for name, p in bert.named_parameters() if id(p) in decayed}
+
+
+def weights_by_name(bert):
+    """Return {name: weights on the CPU}."""
+    return {name: p.detach().cpu() for name, p in bert.named_parameters()}
+
+
+def step_from_zero_gradient(model, **overrides):
+    """Return {name: weights} after one optimizer step in which every gradient is zero.
+
+    In double precision, so that rounding does not blur so small a step.
+    """
+    bert = helpers.load_bert(model)[0].double()
+    for p in bert.parameters():
+        p.grad = torch.zeros_like(p)
+    helpers.make_optimizer(bert, helpers.make_config(model=model, **overrides)).step()
+    return weights_by_name(bert)
+
+
+def decay_keeps(row):
+    """Return the share of a weight that AdamW's decay alone leaves: all 1 - lr * decay."""
+    factors = [1 - lr * row["config"]["weight_decay"] for lr in series(row, "lr")]
+    return float(torch.tensor(factors, dtype=torch.float64).prod())
+
+
+def trained_weights(part, **overrides):
+    """Train outside the store; return ({name: weights}, what `decay_keeps` says of the run)."""
+    params = helpers.train(part.texts, part.labels, **overrides)
+    return weights_by_name(params["model"]), decay_keeps(
+        {"config": overrides, "history": params["history"]})
+
+
+def norm_ratios(after, before, kinds):
+    """Return {kind: L2 norm after / before} of {kind: {name: mask of rows, or slice(None)}}."""
+    def norm(weights, rows):
+        return math.sqrt(sum(float(weights[n][mask].double().pow(2).sum())
+                             for n, mask in rows.items()))
+    return {kind: norm(after, rows) / norm(before, rows) for kind, rows in kinds.items()}
+
+
+def batch_gradients(part, config):
+    """Return the gradients of the first batch of a training, a list of tensors."""
+    (bert, tokenizer), cpu = helpers.load_bert(config.model), torch.device("cpu")
+    ids = [helpers.LABEL_IDS[label] for label in part.labels]
+    window = helpers.classifier_batches(helpers.prepare(part.texts, tokenizer, config), ids,
+                                        config, tokenizer, cpu)(0)
+    for batch in window:
+        loss = helpers.summed_loss(helpers.classifier_forward, bert, batch, cpu)
+        (loss / helpers.count_targets(window)).backward()
+    return [p.grad for p in bert.parameters() if p.grad is not None]
+
+
+def clip_once(gradients, threshold):
+    """Return (norm before, gradients after as one flat tensor) of clipping them together."""
+    weights = [torch.zeros_like(g, requires_grad=True) for g in gradients]
+    for weight, gradient in zip(weights, gradients):
+        weight.grad = gradient.clone()
+    before = float(torch.nn.utils.clip_grad_norm_(weights, threshold))
+    return before, torch.cat([weight.grad.flatten() for weight in weights])
+
+
+def step_length(kind, gradient, lr):
+    """Return the L2 norm of the first update of an optimizer (torch.optim's) by the gradient."""
+    weights = torch.zeros_like(gradient, requires_grad=True)
+    weights.grad = gradient
+    kind([weights], lr=lr).step()
+    return float(weights.detach().norm())
+
+
+def steps_around_spike(lr, threshold=0.0, n=60, at=20, spike=100.0):
+    """Return Adam's n steps / lr on one weight: all gradients are 1, but one; clipped or not."""
+    weight, steps = torch.zeros(1, requires_grad=True), []
+    optimizer = torch.optim.Adam([weight], lr=lr)
+    for step in range(n):
+        before, weight.grad = weight.item(), torch.tensor([spike if step == at else 1.0])
+        if threshold:
+            torch.nn.utils.clip_grad_norm_([weight], threshold)
+        optimizer.step()
+        steps.append((before - weight.item()) / lr)
+    return steps
+
+
+def clipped_shares(rows):
+    """Return for each trial with a history the share of its steps in which clipping acted."""
+    return [statistics.mean(norm > row["config"]["clip_norm"] > 0
+                            for norm in series(row, "grad_norm")) for row in rows if row["history"]]
+
+
+def unsettled(tests, large=0.05):
+    """Return the keys of {key: Comparison} that are too large to call nothing, or untested."""
+    return [key for key, test in tests.items() if math.isnan(test.p) or (
+        abs(test.difference) > large and not test.significant)]
+
+
+def dropout_modules(bert):
+    """Return {p: names of the nn.Dropout modules with this p}."""
+    found = {}
+    for name, module in bert.named_modules():
+        if isinstance(module, torch.nn.Dropout):
+            found.setdefault(module.p, []).append(name)
+    return found
+
+
+def starred(names):
+    """Return the names in one line, layers' numbers as *, each once."""
+    return ", ".join(sorted({re.sub(r"\b\d+\b", "*", name) for name in names}))
+
+
+def passes_differ(model, **dropouts):
+    """Tell whether two passes of the model in training mode differ."""
+    bert, ids = helpers.load_bert(model, **dropouts)[0].train(), torch.arange(20, 40)[None]
+    with torch.random.fork_rng(), torch.no_grad():
+        torch.manual_seed(0)
+        one, two = (bert(ids, attention_mask=torch.ones_like(ids))[0] for _ in range(2))
+    return not torch.equal(one, two)
+
+
+def around(default, grid, names):
+    """Return {"default": default, "NAME = value": default with this one value changed, ...}."""
+    return dict({"default": default}, **{
+        f"{names[key]} = {value:g}": dict(default, **{key: value})
+        for key in grid for value in grid[key] if value != default[key]})
+
+
+def draw_setting(default, grid, random):
+    """Return a random {weight_decay, dropout, attention_dropout}; random: a torch.Generator.
+
+    Dropouts are uniform up to the grid's end, weight decay log-uniform from the default on.
+    """
+    u = torch.rand(3, generator=random, dtype=torch.float64).tolist()
+    low, high = default["weight_decay"], max(grid["weight_decay"])
+    return {"weight_decay": round(low * (high / low) ** u[0], 4),
+            "dropout": round(max(grid["dropout"]) * u[1], 2),
+            "attention_dropout": round(max(grid["attention_dropout"]) * u[2], 2)}
+
+
+def luck_curve(mean, sd, n, draws=2000):
+    """Return the expected best of 1 to n draws of nothing but normal noise, by simulation."""
+    noise = torch.randn(draws, n, generator=helpers.generator("luck"), dtype=torch.float64)
+    return [mean + sd * float(noise[:, :k].max(1)[0].mean()) for k in range(1, n + 1)]
+
+
 # ---- memory ------------------------------------------------------------------------------------
 
 def largest_batch(model, seq_len, most=1024):
@@ -361,6 +576,12 @@ def estimated_batch(config, n_weights, seq_len, memory):
     h, a, layers = config.hidden_size, config.num_attention_heads, config.num_hidden_layers
     return max(0, int((memory - 16 * n_weights) // (
         layers * seq_len * (66 * h + 9 * a * seq_len))))
+
+
+def device_name(device):
+    """Return the GPU's name, or what there is of a CPU."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else (
+        f"CPU, {torch.get_num_threads()} threads")
 
 
 def memory_of(device):
@@ -428,6 +649,288 @@ def pieces_of(text, tokenizer):
     return tokenizer.convert_tokens_to_ids(tokenizer.tokenize(text))
 
 
+# ---- checks of the set-up and of the vectors (notebooks 01, 02) --------------------------------
+
+# key: (the stack's name, its requirements file, what that file pins otherwise or not at all)
+STACKS = {"2019": ("the pinned stack of 2019", "requirements-2019.txt",
+                   {"python": "3.7", "torch": "1.3"}),
+          "today": ("today's stack", "requirements.txt", {"python": "3.10 3.11 3.12"})}
+# The settings of bert-base-uncased's published config.json that give its size.
+BERT_BASE = {"vocab_size": 30522, "max_position_embeddings": 512, "type_vocab_size": 2,
+             "hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12,
+             "intermediate_size": 3072}
+ACCENTED = r"[À-ÅÇ-ÏÑ-ÖÙ-Ýà-åç-ïñ-öù-ýÿ]"
+CONTROL = r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]"  # tab and newline count as spaces
+
+
+def pins_of(path):
+    """Return {package: version} of a requirements file of the bundle."""
+    lines = helpers.read_lines(from_root(path))
+    return dict(re.match(r"([\w-]+)==(\S+)", line).groups() for line in lines if "==" in line)
+
+
+def matches(version, pins):
+    """Tell whether a version is one of the pinned ones ("3.10 3.11"), to the digits they give."""
+    return any(version == pin or version.startswith(pin + ".") for pin in pins.split())
+
+
+def version_here(package):
+    """Return the version of an importable package, or a dash."""
+    try:
+        return importlib.import_module(package).__version__.split("+")[0]
+    except ImportError:
+        return "-"
+
+
+def versions_table(packages):
+    """Return a row for python and each package: pins, version here, and whose pin that matches."""
+    here = dict({"python": VERSIONS["python"]}, **{name: version_here(name) for name in packages})
+    pins = {key: dict(pins_of(path), **more) for key, (_, path, more) in STACKS.items()}
+    return [dict({"package": package},
+                 **{f"pinned, {key}": pins[key].get(package, "-") for key in pins}, here=version,
+                 matches=" ".join(key for key in pins if matches(
+                     version, pins[key].get(package, "")))) for package, version in here.items()]
+
+
+def stack_of(table):
+    """Return (the stack whose python, torch and transformers these are, the packages unlike it).
+
+    table: from versions_table. Of no stack: the packages unlike the nearest one.
+    """
+    unlike = {key: [row["package"] for row in table if key not in row["matches"]]
+              for key in STACKS}
+    for key, packages in unlike.items():
+        if not set(packages) & set(VERSIONS):
+            return STACKS[key][0], packages
+    return "neither the pinned stack of 2019 nor today's", min(unlike.values(), key=len)
+
+
+def special_ids(tokenizer):
+    """Return {token: id} of BERT's five special tokens."""
+    return {getattr(tokenizer, name): getattr(tokenizer, name + "_id") for name in (
+        "cls_token", "sep_token", "pad_token", "unk_token", "mask_token")}
+
+
+def without_accents(text):
+    """Return a text in NFD without its combining marks."""
+    decomposed = unicodedata.normalize("NFD", text)
+    return "".join(c for c in decomposed if unicodedata.category(c) != "Mn")
+
+
+def without_controls(text):
+    """Return a text without the characters that BERT's cleaning drops."""
+    return "".join(c for c in text if c in "\t\n\r" or
+                   unicodedata.category(c) not in ("Cc", "Cf", "Co"))
+
+
+def visible(text):
+    """Return a text with its control characters spelled out."""
+    return re.sub(CONTROL, lambda match: f"\\x{ord(match.group()):02x}", text)
+
+
+def passages(texts, pattern, n=4):
+    """Return n passages around different matches of the pattern, each from another text."""
+    found = {}
+    for text in texts:
+        match = re.search(pattern, text)
+        if match and len(found) < n and match.group().lower() not in found:
+            start = text.rfind(" ", 0, max(0, match.start() - 12)) + 1
+            end = text.find(" ", match.end() + 12)
+            found[match.group().lower()] = text[start:end if end > 0 else match.end() + 30]
+    return list(found.values())
+
+
+def pieces_table(texts, tokenizer, **changes):
+    """Return a row per text: its pieces, and whether each change of the text leaves them."""
+    return [dict({"as written": visible(text), "pieces": " ".join(tokenizer.tokenize(text))},
+                 **{name.replace("_", " "): "same" if tokenizer.tokenize(change(text))
+                    == tokenizer.tokenize(text) else "OTHER" for name, change in changes.items()})
+            for text in texts]
+
+
+def changed_by(change, texts, tokenizer):
+    """Return (how many texts the change alters, how many of these then get other pieces)."""
+    pieces = helpers.tokenize_all(texts, tokenizer)
+    altered = [i for i, text in enumerate(texts) if change(text) != text]
+    again = helpers.tokenize([change(texts[i]) for i in altered], tokenizer)
+    return len(altered), sum(row.tolist() != pieces[i] for i, row in zip(altered, again))
+
+
+def unknown_share(texts, tokenizer):
+    """Return the percentage of the texts' pieces that are [UNK]."""
+    ids = helpers.tokenize_all(texts, tokenizer).ids
+    return 100 * float((ids == tokenizer.unk_token_id).mean())
+
+
+def unknown_characters(texts, tokenizer):
+    """Return {character: how often it stands in the texts}, of those that are [UNK] alone."""
+    counts = Counter(c for text in texts for c in text if ord(c) > 126 or not c.isalnum())
+    return {c: n for c, n in counts.most_common() if tokenizer.unk_token in tokenizer.tokenize(c)}
+
+
+def blocks_of(model):
+    """Return {block: parameters} of a BERT classifier, counted: embeddings, layer 1 ..."""
+    counted = Counter()
+    for name, parameter in model.named_parameters():
+        layer = re.search(r"encoder\.layer\.(\d+)\.", name)
+        counted[f"layer {int(layer.group(1)) + 1}" if layer else
+                re.sub(r"^bert\.", "", name).split(".")[0]] += parameter.numel()
+    return dict(counted)
+
+
+def blocks_by_formula(sizes):
+    """Return {block: parameters} of a BERT classifier with 2 labels, from its sizes alone."""
+    h, i = sizes["hidden_size"], sizes["intermediate_size"]
+    rows = sizes["vocab_size"] + sizes["max_position_embeddings"] + sizes["type_vocab_size"]
+    layer = 4 * (h * h + h) + 2 * h * i + i + h + 4 * h
+    layers = {f"layer {n}": layer for n in range(1, sizes["num_hidden_layers"] + 1)}
+    return dict(embeddings=rows * h + 2 * h, **layers, pooler=h * h + h, classifier=2 * h + 2)
+
+
+def in_layers(blocks):
+    """Return the number of parameters that lie in the encoder's layers."""
+    return sum(n for block, n in blocks.items() if block.startswith("layer"))
+
+
+def blocks_table(models):
+    """Return a row per block of {model: {block: parameters}} with shares in %, and their sum."""
+    deepest = max(models.values(), key=len)
+    models = {name: dict(blocks, sum=sum(blocks.values())) for name, blocks in models.items()}
+    return [dict({"block": block}, **{
+        name: f"{blocks[block]:,} ({100 * blocks[block] / blocks['sum']:.1f} %)"
+        if block in blocks else "-" for name, blocks in models.items()})
+        for block in [*deepest, "sum"]]
+
+
+def words_of(ids, tokenizer):
+    """Return pieces as text, those of a word joined; on both stacks the same."""
+    return " ".join(tokenizer.convert_ids_to_tokens(ids)).replace(" ##", "")
+
+
+def padded_logits(model, rows, tokenizer, length=0, mask=True, fill=None):
+    """Return the logits of rows of ids, padded to `length` if that is more, (rows, labels).
+
+    mask: hide the padding from the model. fill: ids to put under it, (rows, length or more).
+    """
+    extra = [[tokenizer.pad_token_id] * length] if length else []  # one row of that length
+    batch = helpers.padded(rows + extra, tokenizer.pad_token_id)
+    ids, real = (batch[key][:len(rows)] for key in ("input_ids", "attention_mask"))
+    if fill is not None:
+        ids = torch.where(real == 1, ids, fill[:, :ids.shape[1]])
+    with helpers.inference_mode():
+        return model(ids, attention_mask=real if mask else torch.ones_like(ids))[0]
+
+
+def padding_trials(model, rows, lengths, tokenizer):
+    """Return {(kind, length): logits} of the rows padded to each length, in three kinds.
+
+    masked: as it should be; masked noise: with random pieces under the padding; no mask.
+    """
+    noise = torch.randint(len(tokenizer), (len(rows), max(lengths)),
+                          generator=helpers.generator("noise"))
+    kinds = {"masked": {}, "masked noise": {"fill": noise}, "no mask": {"mask": False}}
+    return {(kind, n): padded_logits(model, rows, tokenizer, n, **options)
+            for kind, options in kinds.items() for n in lengths}
+
+
+def effect_of(logits, alone, labels):
+    """Return what logits (n, labels) do otherwise than those of the reviews alone, as a row."""
+    change, right = (logits - alone).abs(), right_string(logits, labels)
+    return {"reviews": len(right), "accuracy, %": f"{100 * right.count('1') / len(right):.1f}",
+            "labels that flip": int((logits.argmax(1) != alone.argmax(1)).sum()),
+            "median change of a logit": f"{float(change.median()):.2g}",
+            "largest change of a logit": f"{float(change.max()):.2g}"}
+
+
+def outcome_of(call, *args):
+    """Return "fine", or the one line of the error that the call ends in."""
+    try:
+        with helpers.inference_mode():
+            call(*args)
+        return "fine"
+    except (InputError, IndexError, RuntimeError) as error:
+        return str(error) if isinstance(error, InputError) else helpers.one_line(error)
+
+
+def survivors(pieces, n, keep):
+    """Return the n pieces that survive truncation, told by their index alone: a witness."""
+    first, last = helpers.split_kept(n, keep)
+    return [id for i, id in enumerate(pieces)
+            if len(pieces) <= n or i < first or i >= len(pieces) - last]
+
+
+def truncation_table(texts, seq_len, tokenizer):
+    """Return a row per `keep`: texts cut at seq_len, vectors unlike the slice of their pieces."""
+    pieces, rows = helpers.tokenize_all(texts, tokenizer), []
+    for keep in ("head", "tail", "head+tail"):
+        differ = 0
+        for i, text in enumerate(texts):
+            ids, _, mask, _ = helpers.vectorize_ex(text, None, seq_len, tokenizer, keep)
+            differ += len(ids) != seq_len or ids[:sum(mask)] != [
+                tokenizer.cls_token_id, *survivors(pieces[i], seq_len - 2, keep),
+                tokenizer.sep_token_id]
+        rows.append({"keep": keep, "seq_len": seq_len, "reviews": len(texts),
+                     "head + tail": "{} + {}".format(*helpers.split_kept(seq_len - 2, keep)),
+                     "truncated": sum(n > seq_len - 2 for n in pieces.lengths),
+                     "differ from the slice": differ})
+    return rows
+
+
+def short_example(part, tokenizer, least=8):
+    """Return (text, label) of a part's shortest review of `least` pieces with a word in parts."""
+    pairs = sorted(zip(part.texts, part.labels), key=lambda pair: len(pair[0]))
+    for text, label in pairs:
+        pieces = tokenizer.tokenize(text)
+        if len(pieces) >= least and any(piece.startswith("##") for piece in pieces):
+            return text, label
+    return pairs[0]
+
+
+def comes_back(text, seq_len, tokenizer):
+    """Tell whether a review's vector, decoded to words, gives the same ids when vectorized."""
+    ids, _, mask, _ = helpers.vectorize_ex(text, None, seq_len, tokenizer)
+    decoded = words_of(ids[1:sum(mask) - 1], tokenizer)
+    return helpers.vectorize_ex(decoded, None, seq_len, tokenizer)[0] == ids
+
+
+def encoder_table(texts, sizes, tokenizer, other):
+    """Return a row per seq_len: how many vectors are those of the other tokenizer's encoder.
+
+    Counts too how many are those of the loaders (texts in bulk) and have mask and segments that
+    fit their ids. The other tokenizer keeps the encoder's limits: give one that serves no more.
+    """
+    options = helpers.known_options(other.encode, truncation=True)
+    pieces, rows = helpers.tokenize_all(texts, tokenizer), []
+    for n in sizes:
+        agree, loaders, fit = 0, 0, 0
+        for i, text in enumerate(texts):
+            ids, segments, mask, _ = helpers.vectorize_ex(text, None, n, tokenizer)
+            real = ids[:sum(mask)]
+            agree += real == other.encode(text, add_special_tokens=True, max_length=n, **options)
+            loaders += real == helpers.framed(pieces[i], n, "head", tokenizer)
+            fit += segments == [0] * n and mask == [int(id != tokenizer.pad_token_id)
+                                                    for id in ids]
+        rows.append({"seq_len": n, "reviews": len(texts), "equal to the encoder": agree,
+                     "equal to the loaders": loaders, "mask and segments fit": fit})
+    return rows
+
+
+def cut_shares(lengths, limits):
+    """Return the percentage of the lengths that are over each limit."""
+    return [100 * float((np.array(lengths) > limit).mean()) for limit in limits]
+
+
+def lengths_table(lengths, limits):
+    """Return a row per part of {part: lengths}: quantiles, cuts, padding to the last limit."""
+    return [dict({"part": name, "reviews": len(n), "median": float(np.median(n)),
+                  "9 in 10 up to": round(float(np.percentile(n, 90))), "longest": int(max(n))},
+                 **{f"% cut at {limit}": round(share, 1)
+                    for limit, share in zip(limits, cut_shares(n, limits))},
+                 **{f"% padding at {limits[-1]}": round(
+                     100 - 100 * float(np.minimum(n, limits[-1]).mean()) / limits[-1], 1)})
+            for name, n in lengths.items()]
+
+
 # ---- figures -----------------------------------------------------------------------------------
 
 # Okabe and Ito's colours, told apart by colour-blind readers too.
@@ -472,6 +975,108 @@ def plot_seeds(axes, xs, groups, label, colour, percent=True, marker="o"):
               color=colour, label=label, markersize=5)
 
 
+def dumbbell_figure(rows, names, xlabel):
+    """Return a figure of two values per part as points joined by a line; names: {key: name}."""
+    figure, [axes] = new_figure(height=1.0 + 0.4 * len(rows))
+    most = max([row[key] for row in rows for key in names] + [0.1])
+    for y, row in enumerate(rows):
+        axes.plot([row[key] for key in names], [y, y], color="0.75", zorder=1)
+        for key, colour, side, shift in zip(names, COLOURS, ("right", "left"), (-9, 9)):
+            axes.plot(row[key], y, "o", color=colour, markersize=8)
+            axes.annotate(f"{row[key]:.2f} %", (row[key], y), xytext=(shift, 0), ha=side,
+                          textcoords="offset points", va="center", color=colour)
+    for (key, name), colour, side in zip(names.items(), COLOURS, ("left", "right")):
+        axes.text(rows[0][key], -0.45, name, color=colour, ha=side)
+    axes.set_xlim(-0.19 * most, 1.2 * most)
+    axes.set_xticks([tick for tick in axes.get_xticks() if 0 <= tick <= most])
+    axes.set_yticks(range(len(rows)))
+    axes.set_yticklabels([row["part"] for row in rows])
+    axes.set_ylim(len(rows) - 0.4, -1)  # after the ticks: in matplotlib 3.1 they reset it
+    axes.set_xlabel(xlabel)
+    return figure
+
+
+def in_short(n):
+    """Return a count in three digits: 1,234,567 -> 1.23 M."""
+    size, unit = (n / 1e6, " M") if n >= 1e6 else (n / 1e3, " k") if n >= 1e3 else (n, "")
+    return f"{size:.3g}{unit}"
+
+
+def blocks_figure(blocks):
+    """Return a figure of {block: parameters} as bars, in per cent of all."""
+    figure, [axes] = new_figure(height=1.3 + 0.3 * len(blocks))
+    total, kinds = sum(blocks.values()), ["embeddings", "layer", "pooler", "classifier"]
+    axes.barh(range(len(blocks)), [100 * n / total for n in blocks.values()],
+              color=[COLOURS[kinds.index(block.split()[0])] for block in blocks])
+    for y, n in enumerate(blocks.values()):
+        axes.text(100 * n / total, y, f" {100 * n / total:.2g} %  ({in_short(n)})", va="center")
+    axes.set_yticks(range(len(blocks)))
+    axes.set_yticklabels(list(blocks))
+    axes.invert_yaxis()
+    axes.grid(axis="y", alpha=0)
+    axes.set_xlim(0, 130 * max(blocks.values()) / total)
+    axes.set_xlabel(f"share of all {in_short(total)} parameters, %")
+    return figure
+
+
+def padding_figure(changes, flips, bound):
+    """Return a figure of each review's change with and without the mask over padded lengths.
+
+    changes: {(kind, length): change of each review's logit}, flips: {length: labels that flip
+    without the mask}, bound: what is asserted with it.
+    """
+    figure, [axes] = new_figure(height=3.6)
+    floor, lengths = 1e-9, sorted(flips)  # a change of exactly 0 is drawn at the floor
+    for kind, colour, label, above in (("no mask", COLOURS[1], "without mask", 60),
+                                       ("masked", COLOURS[0], "with mask", 2)):
+        tops = [max(float(changes[kind, n].max()), floor) for n in lengths]
+        axes.plot(lengths, tops, marker="o", markersize=5, color=colour)
+        axes.text(lengths[0], max(tops) * above, label + ": largest change", color=colour,
+                  weight="bold")
+        for n in lengths:
+            axes.plot([n] * len(changes[kind, n]), changes[kind, n].clamp(min=floor).tolist(), "o",
+                      color=colour, alpha=0.12, markersize=4, markeredgewidth=0)
+    sides = ["left"] + ["center"] * (len(lengths) - 2) + ["right"]
+    for n, side in zip(lengths, sides):
+        axes.annotate(f"{flips[n]} labels flip" if side == "right" else flips[n],
+                      (n, float(changes["no mask", n].max())), xytext=(0, 7), ha=side,
+                      textcoords="offset points", color=COLOURS[1])
+    axes.axhline(bound, color="0.35", linestyle="--", linewidth=1.2)
+    axes.text(lengths[-1], 1.5 * bound, "asserted bound", color="0.35", ha="right")
+    axes.text(lengths[0] * 1.04, floor, "0", color="0.35", va="center")
+    axes.set_yscale("log")
+    log_axis(axes, lengths)
+    axes.set_ylim(floor / 3, 1e4)
+    axes.set_xlabel("padded length, pieces")
+    axes.set_ylabel("change of a review's logit")
+    return figure
+
+
+def lengths_figure(lengths, limits):
+    """Return a figure of {part: lengths}, cumulative, with the share of train that is cut."""
+    figure, [axes] = new_figure(height=3.9)
+    least, most = (choose(choose(n) for n in lengths.values()) for choose in (min, max))
+    axes.text(least, 106, "train reviews cut:", color=COLOURS[0])
+    for limit, share in zip(limits, cut_shares(lengths["train"], limits)):
+        axes.axvline(limit, color="0.55", linestyle="--", linewidth=1)
+        axes.text(limit, 106, f"{share:.0f} %", color=COLOURS[0], ha="center",
+                  backgroundcolor="white")
+    styles, levels = ["-", "--", ":", "-", "--"], [0.2, 0.45, 0.7, 0.3, 0.7]  # of the labels
+    for (name, n), colour, style, level in zip(lengths.items(), COLOURS, styles, levels):
+        axes.plot(np.sort(n), 100 * np.arange(1, len(n) + 1) / len(n), color=colour,
+                  linestyle=style)
+        axes.annotate(name, (np.quantile(n, level), 100 * level), xytext=(6, -4), color=colour,
+                      textcoords="offset points", weight="bold",
+                      bbox={"facecolor": "white", "edgecolor": "none", "pad": 1, "alpha": 0.8})
+    log_axis(axes, [2 ** k for k in range(2, 12) if 2 ** k < 2 * most])
+    axes.set_xlim(least * 0.9, most * 1.1)
+    axes.set_ylim(0, 116)
+    axes.set_yticks([0, 25, 50, 75, 100])
+    axes.set_xlabel("length of a review, pieces with [CLS] and [SEP]")
+    axes.set_ylabel("reviews up to that length, %")
+    return figure
+
+
 def save_figure(figure, name, finding, out_dir, data=None):
     """Save OUT/figures/NAME.png (and .csv), and show it with its finding as caption and alt text.
 
@@ -510,6 +1115,178 @@ def show_table(rows, columns=None):
               + "</tbody></table>")
 
 
+def label_ends(axes, ends, gap=0.085):
+    """Write {text: (y of its line's end, colour)} beside the axes, pushed apart where they meet.
+
+    Call it last: the places are those of the limits and the scale that the axes have now.
+    """
+    x, _ = axes.get_xlim()[1], axes.get_ylim()  # asking for them brings them up to date
+    to_axes = axes.transData + axes.transAxes.inverted()
+    at = sorted((to_axes.transform((x, y))[1], text, colour)
+                for text, (y, colour) in ends.items() if not math.isnan(y))
+    heights = [height for height, _, _ in at]
+    for _ in range(50):
+        for i in range(len(heights) - 1):
+            push = max(0, (gap - heights[i + 1] + heights[i]) / 2)
+            heights[i], heights[i + 1] = heights[i] - push, heights[i + 1] + push
+    for height, (_, text, colour) in zip(heights, at):
+        axes.text(1.02, height, text, color=colour, transform=axes.transAxes, va="center")
+
+
+def name_ticks(axes, names):
+    """Put names at x = 0, 1, 2 ..."""
+    axes.set_xticks(range(len(names)))
+    axes.set_xticklabels(names)
+    axes.set_xlim(-0.5, len(names) - 0.5)
+
+
+def same_limits(panels):
+    """Give all panels one y scale, written at the first alone."""
+    limits = [axes.get_ylim() for axes in panels]
+    for axes in panels:
+        axes.set_ylim(min(low for low, _ in limits), max(high for _, high in limits))
+        axes.tick_params(labelleft=axes is panels[0])
+
+
+def plot_history(axes, rows, key, colour, style="-", scale=1):
+    """Plot the seeds' mean of a figure of the history over epochs; return where the line ends.
+
+    Single seeds are thin lines, beside a solid mean only.
+    """
+    runs = [[scale * value for value in series(row, key)] for row in rows if row["history"]]
+    epochs = [point["epoch"] for row in rows[:1] for point in row["history"] if key in point]
+    for run in runs if style == "-" else ():
+        axes.plot(epochs[:len(run)], run, color=colour, linewidth=0.7, alpha=0.4)
+    means = [statistics.mean(values) for values in zip(*runs)]
+    axes.plot(epochs[:len(means)], means, style, color=colour, linewidth=2.2)
+    return means[-1] if means else math.nan
+
+
+def plot_learning_curves(panels, arms, colours):
+    """Plot loss and accuracy, one panel each, of {name: rows}: dev solid, training dotted."""
+    for axes, metric, unit, scale in zip(panels, ("loss", "accuracy"), ("nats", "%"), (1, 100)):
+        ends, fit = {}, []
+        for name, rows in arms.items():
+            ends[name] = plot_history(axes, rows, f"dev_{metric}", colours[name], "-",
+                                      scale), colours[name]
+            fit.append(plot_history(axes, rows, f"train_{metric}", colours[name], ":", scale))
+        label_ends(axes, dict(ends, **{"(training)": (statistics.mean(fit), "#666666")}))
+        axes.set(xlabel="epochs", title=f"{metric} ({unit})")
+
+
+def heat_maps(panels, arms, x_key, y_key):
+    """Draw mean dev accuracy in % over two keys, one panel for each of {title: rows}.
+
+    All have one colour scale. A star for each trial left out; grey: none was sound.
+    """
+    known = [100 * value for rows in arms.values() for value in values_of(rows)] or [0, 100]
+    for axes, (title, rows) in zip(panels, arms.items()):
+        xs, ys = (sorted({row["config"][key] for row in rows}) for key in (x_key, y_key))
+        cells = [[rows_of(rows, **{x_key: x, y_key: y}) for x in xs] for y in ys]
+        means = [[100 * spread(cell).mean for cell in line] for line in cells]
+        axes.imshow(means, cmap="cividis", vmin=min(known), vmax=max(known), aspect="auto")
+        for i, line in enumerate(cells):
+            for j, cell in enumerate(line):
+                dark = means[i][j] < (min(known) + max(known)) / 2
+                axes.text(j, i, cell_text(cell), ha="center", va="center", fontsize=13,
+                          color="white" if dark else "black")
+        name_ticks(axes, [f"{x:g}" for x in xs])
+        axes.set(yticks=range(len(ys)), yticklabels=[f"{y:g}" for y in ys], title=title)
+        axes.set(facecolor="#c8c8c8")
+        axes.tick_params(length=0)
+        axes.grid(False)
+
+
+def cell_text(rows):
+    """Return what a heat map's cell says of its trials."""
+    s = spread(rows)
+    if s.n:
+        return f"{100 * s.mean:.1f}" + "*" * s.marked
+    return "diverged" if any("diverged" in row["mark"] for row in rows) else "one\nclass"
+
+
+def plot_norms(axes, norms, kind, colours):
+    """Plot norms after / before training over weight decay; dotted: what decay alone leaves.
+
+    norms: rows of {optimizer, weight_decay, keeps, kind: ratio}; the first is without decay.
+    """
+    plain = norms[0]
+    ends = {"no decay": (plain[kind], colours[plain["optimizer"]])}
+    axes.axhline(plain[kind], color=colours[plain["optimizer"]], linewidth=1.2)
+    for name in dict.fromkeys(row["optimizer"] for row in norms[1:]):
+        some = [row for row in norms[1:] if row["optimizer"] == name]
+        decays = [row["weight_decay"] for row in some]
+        axes.plot(decays, [row[kind] for row in some], "o-", color=colours[name])
+        ends[name] = some[-1][kind], colours[name]
+    axes.plot(decays, [plain[kind] * row["keeps"] for row in some], ":", color="#444444",
+              linewidth=2.5)
+    log_axis(axes, decays)
+    label_ends(axes, ends)
+
+
+def plot_collapsing(axes, groups, names, colour=COLOURS[0]):
+    """Plot dev accuracy of a few groups of rows; a collapsed trial counts, as an open point."""
+    plot_seeds(axes, range(len(groups)), [values_of(counted(rows)) for rows in groups], "", colour)
+    for x, rows in enumerate(groups):
+        low = [100 * r["metrics"]["dev_accuracy"] for r in rows if r["mark"] and r["metrics"]]
+        axes.plot([x] * len(low), low, "o", color=colour, markerfacecolor="white", markersize=8)
+        if low:
+            axes.annotate(f"{len(low)} of {len(rows)}\ncollapsed", (x, max(low)), ha="center",
+                          xytext=(0, 12), textcoords="offset points", fontsize=10)
+    name_ticks(axes, names)
+
+
+def plot_around(axes, rows, default, key, values):
+    """Plot training and dev accuracy over one key, the others at their defaults (a ring).
+
+    Return the lines' ends, for `label_ends`.
+    """
+    ends, settings = {}, [dict(default, **{key: value}) for value in values]
+    for name, metric, colour in (("training", "train_accuracy", COLOURS[1]),
+                                 ("dev", "dev_accuracy", COLOURS[0])):
+        groups = [values_of(rows_of(rows, **setting), metric) for setting in settings]
+        plot_seeds(axes, range(len(values)), groups, name, colour)
+        ring = groups[values.index(default[key])]
+        if ring:
+            axes.plot(values.index(default[key]), 100 * statistics.mean(ring), "o", color=colour,
+                      markersize=10, markerfacecolor="white", markeredgewidth=2)
+        ends[name] = 100 * statistics.mean(groups[-1] or [math.nan]), colour
+    name_ticks(axes, [f"{value:g}" for value in values])
+    return ends
+
+
+def plot_search(axes, rows):
+    """Plot the settings of a random search: dropouts by place, accuracy by colour."""
+    rows = [row for row in rows if not row["mark"]]
+    dots = axes.scatter([row["config"]["dropout"] for row in rows],
+                        [row["config"]["attention_dropout"] for row in rows], s=130,
+                        c=[100 * value for value in values_of(rows)], cmap="cividis",
+                        edgecolors="black", linewidths=0.6)
+    axes.figure.colorbar(dots, ax=axes)
+    axes.margins(0.1)
+    axes.set(xlabel="dropout", ylabel="attention dropout", title="dev accuracy found (%)")
+
+
+def plot_luck(axes, curve, luck):
+    """Plot the expected best of 1 to n trials, and in grey what luck alone would give."""
+    ns = list(range(1, len(curve) + 1))
+    axes.plot(ns, curve, "o-", color=COLOURS[0])
+    axes.fill_between(ns, [luck[0]] * len(ns), luck, color="#999999", alpha=0.35, linewidth=0)
+    axes.set_xticks(ns[::math.ceil(len(ns) / 8)])
+    axes.set(xlabel="trials n", title="expected best dev accuracy (%)")
+    label_ends(axes, {"search": (curve[-1], COLOURS[0]), "luck": (luck[-1], "#666666")})
+
+
+def plot_leads(axes, arms, colours):
+    """Plot each of {name: leads in points}, one line of seeds (points) and mean (bar) a name."""
+    for y, values in enumerate(arms.values()):
+        axes.plot(values, [y] * len(values), "o", color=colours[y], alpha=0.45, markersize=7)
+        axes.plot(statistics.mean(values or [math.nan]), y, "|", color=colours[y], markersize=18,
+                  markeredgewidth=3)
+    axes.axvline(0, color="#555555", linewidth=1)
+    axes.set(yticks=range(len(arms)), yticklabels=list(arms))
+
+
 # ---- answers -----------------------------------------------------------------------------------
 
 class Answers:
@@ -539,9 +1316,7 @@ class Answers:
 def banner(profile, model, data_dir, device=""):
     """Print which run this is: profile, data, model, stack, device."""
     device = helpers.pick_device(device)
-    where = torch.cuda.get_device_name(device) if device.type == "cuda" else (
-        f"CPU, {torch.get_num_threads()} threads")
-    print(f"profile {profile} | data {data_dir} | model {model} | {where}")
+    print(f"profile {profile} | data {data_dir} | model {model} | {device_name(device)}")
     print(", ".join(f"{name} {version}" for name, version in VERSIONS.items()))
     if profile == "sample":
         print("Synthetic reviews and a tiny BERT: the machinery is real, the findings are "

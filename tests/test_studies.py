@@ -800,3 +800,203 @@ def test_from_root(monkeypatch, tmp_path):
     monkeypatch.chdir(str(tmp_path))
     assert studies.from_root("build/x") == str(conftest.ROOT / "build" / "x")
     assert studies.from_root(str(tmp_path)) == str(tmp_path)
+
+
+# ---- checks of the set-up and of the vectors ---------------------------------------------------
+
+def versions_row(package, matches):
+    return {"package": package, "matches": matches}
+
+
+def test_a_version_matches_its_pins_to_their_digits():
+    assert studies.matches("3.11.7", "3.10 3.11 3.12") and studies.matches("1.3", "1.3")
+    assert studies.matches("1.3.1", "1.3") and not studies.matches("1.31", "1.3")
+    assert not studies.matches("1.3", "1.3.1") and not studies.matches("2.0", "")
+
+
+def test_a_stack_is_told_by_three_packages():
+    core = [versions_row(package, "2019") for package in helpers.VERSIONS]
+    assert studies.stack_of(core) == ("the pinned stack of 2019", [])
+    lesser = [versions_row("scipy", "2019 today"), versions_row("tqdm", "")]
+    assert studies.stack_of(core + lesser) == ("the pinned stack of 2019", ["tqdm"])
+    mixed = core[:2] + [versions_row("transformers", "today")]
+    name, unlike = studies.stack_of(mixed)
+    assert name.startswith("neither") and unlike == ["transformers"]
+
+
+def test_the_versions_table_reads_both_requirement_files():
+    table = {row["package"]: row for row in studies.versions_table(["torch", "no_such_package"])}
+    assert list(table) == ["python", "torch", "no_such_package"]
+    assert table["torch"]["here"] == helpers.VERSIONS["torch"]
+    assert table["torch"]["pinned, 2019"] == "1.3" and table["python"]["pinned, 2019"] == "3.7"
+    assert table["torch"]["pinned, today"] == studies.pins_of("requirements.txt")["torch"]
+    assert table["no_such_package"]["here"] == "-" and not table["no_such_package"]["matches"]
+
+
+def test_text_is_changed_as_bert_cleans_it():
+    assert studies.without_accents("Ça, naïve Ångström") == "Ca, naive Angstrom"
+    assert studies.without_controls("a\x85b\x00\u200bc\td\n") == "abc\td\n"
+    assert studies.visible("a\x85\tb\x00") == "a\\x85\tb\\x00"
+
+
+def test_passages_are_of_different_matches_and_texts():
+    texts = ["one FILM here", "a film there and FILM", "PLOT " + "word " * 20 + "PLOTS", "nothing"]
+    found = studies.passages(texts, r"\b[A-Z]{3,}")
+    assert found == ["one FILM here", texts[2][:len("PLOT word word word")]]
+    assert studies.passages(texts, r"\b[A-Z]{3,}", 1) == found[:1]
+    assert studies.passages(texts, "absent") == []
+
+
+def test_changes_of_a_text_that_change_its_pieces(tokenizer):
+    texts = ["Good Film", "a good film", "CAFÉ", "bad\x85film"]
+    assert studies.changed_by(str.upper, texts, tokenizer) == (3, 0)
+    assert studies.changed_by(studies.without_accents, texts, tokenizer) == (1, 0)
+    assert studies.changed_by(lambda text: text.replace("film", "plot"), texts, tokenizer) == (2, 2)
+    [row] = studies.pieces_table(["A\x85 film"], tokenizer, in_lower_case=str.lower,
+                                 cut=lambda text: text[:1])
+    assert row == {"as written": "A\\x85 film", "pieces": "a film", "in lower case": "same",
+                   "cut": "OTHER"}
+
+
+def test_unknown_pieces_and_characters(tokenizer):
+    texts = ["good \u96ea film", "bad", "\u96ea\u96ea"]
+    pieces = [piece for text in texts for piece in tokenizer.tokenize(text)]
+    share = 100 * pieces.count("[UNK]") / len(pieces)
+    assert studies.unknown_share(texts, tokenizer) == pytest.approx(share) and share > 0
+    assert studies.unknown_characters(texts, tokenizer) == {"\u96ea": 3}
+
+
+def test_parameters_are_what_the_formula_says(tiny_bert):
+    model, _ = helpers.load_bert(tiny_bert)
+    blocks = studies.blocks_of(model)
+    sizes = {key: getattr(model.config, key) for key in studies.BERT_BASE}
+    assert blocks == studies.blocks_by_formula(sizes)
+    assert list(blocks) == ["embeddings", "layer 1", "layer 2", "pooler", "classifier"]
+    assert sum(blocks.values()) == sum(p.numel() for p in model.parameters())
+    assert studies.in_layers(blocks) == 2 * blocks["layer 1"]
+    base = studies.blocks_by_formula(studies.BERT_BASE)
+    assert sum(base.values()) == 109482240 + 2 * 768 + 2  # BertModel as published, the classifier
+    table = studies.blocks_table({"this": blocks, "base": base})
+    assert [row["block"] for row in table] == [*base, "sum"]
+    assert table[3]["this"] == "-" and table[-1]["base"] == "109,483,778 (100.0 %)"
+
+
+@pytest.mark.parametrize("n, text", [(7, "7"), (1234, "1.23 k"), (1234567, "1.23 M")])
+def test_counts_in_short(n, text):
+    assert studies.in_short(n) == text
+
+
+@pytest.fixture(scope="module")
+def rows_of_ids(tiny_bert):
+    """(model, tokenizer, rows of ids of several lengths, their logits alone)."""
+    model, tokenizer = helpers.load_bert(tiny_bert)
+    rows = [helpers.framed(studies.pieces_of(text, tokenizer), 16, "head", tokenizer)
+            for text in made_up_reviews(8)[0]]
+    return model, tokenizer, rows, torch.cat(
+        [studies.padded_logits(model, [row], tokenizer) for row in rows])
+
+
+def test_padding_is_tried_with_and_without_the_mask(rows_of_ids):
+    model, tokenizer, rows, alone = rows_of_ids
+    tried = studies.padding_trials(model, rows, [16, 40], tokenizer)
+    assert list(tried) == [(kind, n) for kind in ("masked", "masked noise", "no mask")
+                           for n in (16, 40)]
+    for (kind, _), logits in tried.items():
+        assert logits.shape == alone.shape
+        assert (float((logits - alone).abs().max()) < 1e-5) == (kind != "no mask")
+    ids = torch.full((1, 40), tokenizer.pad_token_id, dtype=torch.int64)
+    ids[0, :len(rows[0])] = torch.tensor(rows[0])
+    with helpers.inference_mode():
+        assert torch.allclose(model(ids)[0][0], tried["no mask", 40][0], atol=1e-6)
+
+
+def test_an_effect_counts_flips_and_accuracy():
+    alone = torch.tensor([[1.0, 0.0], [0.0, 1.0], [2.0, 0.0], [0.0, 2.0]])
+    logits = alone.clone()
+    logits[0] = torch.tensor([1.0, 1.5])
+    effect = studies.effect_of(logits, alone, ["neg", "pos", "neg", "pos"])
+    assert effect == {"reviews": 4, "accuracy, %": "75.0", "labels that flip": 1,
+                      "median change of a logit": "0", "largest change of a logit": "1.5"}
+
+
+def test_an_outcome_is_one_line():
+    assert studies.outcome_of(int, "3") == "fine"
+    assert studies.outcome_of(helpers.make_config, None) == "fine"
+    assert studies.outcome_of([].pop) == "IndexError: pop from empty list"
+    with pytest.raises(ZeroDivisionError):
+        studies.outcome_of(divmod, 1, 0)
+
+    def refuse():
+        raise InputError("give another")
+    assert studies.outcome_of(refuse) == "give another"
+
+
+@given(st.lists(st.integers(0, 99), max_size=30), st.integers(1, 20),
+       st.sampled_from(["head", "tail", "head+tail"]))
+def test_survivors_are_what_is_kept(pieces, n, keep):
+    assert studies.survivors(pieces, n, keep) == helpers.kept(pieces, n, keep)
+
+
+def test_truncation_and_encoder_tables_agree_and_would_not(tiny_bert, tokenizer, monkeypatch):
+    texts = made_up_reviews(10)[0]
+    other = helpers.load_bert(tiny_bert)[1]
+
+    def wrong_ones():
+        return ([row["differ from the slice"] for row in
+                 studies.truncation_table(texts, 8, tokenizer)],
+                [[row["equal to the encoder"], row["equal to the loaders"],
+                  row["mask and segments fit"]] for row in
+                 studies.encoder_table(texts, [8, 64], tokenizer, other)])
+    assert wrong_ones() == ([0, 0, 0], [[10] * 3, [10] * 3])
+    original = helpers.vectorize_ex
+
+    def vectorize(*args):
+        ids, segments, mask, label = original(*args)
+        return [ids[0], ids[2], ids[1], *ids[3:]], [1] * len(ids), mask, label
+
+    monkeypatch.setattr(helpers, "vectorize_ex", vectorize)
+    assert wrong_ones() == ([10, 10, 10], [[0, 0, 0], [0, 0, 0]])
+
+
+def test_a_short_example_has_a_word_in_parts(tokenizer):
+    part = Part(["a", "b", "c"], ["good film", "the good " * 4 + "films", "films " * 30],
+                ["pos", "neg", "pos"])
+    assert studies.short_example(part, tokenizer) == (part.texts[1], "neg")
+    assert studies.short_example(part, tokenizer, least=1000) == ("good film", "pos")
+
+
+def test_words_come_back(tokenizer, monkeypatch):
+    ids = studies.pieces_of("The films, Greatly!", tokenizer)
+    assert studies.words_of(ids, tokenizer) == "the films , greatly !"
+    assert studies.comes_back("The films, Greatly!", 32, tokenizer)
+    monkeypatch.setattr(studies, "words_of", lambda ids, tokenizer: "the films")
+    assert not studies.comes_back("The films, Greatly!", 32, tokenizer)
+
+
+def test_lengths_are_cut_at_limits():
+    lengths = {"train": np.array([10, 20, 64, 65, 300]), "dev-b": np.array([5, 6, 7])}
+    assert studies.cut_shares(lengths["train"], [64, 256, 512]) == [40.0, 20.0, 0.0]
+    first, second = studies.lengths_table(lengths, [64, 128])
+    assert first == {"part": "train", "reviews": 5, "median": 64.0, "9 in 10 up to": 206,
+                     "longest": 300, "% cut at 64": 40.0, "% cut at 128": 20.0,
+                     "% padding at 128": round(100 - (10 + 20 + 64 + 65 + 128) / 6.4, 1)}
+    assert second["% cut at 64"] == 0.0
+
+
+def words_in(figure):
+    return [text.get_text() for axes in figure.axes for text in axes.texts]
+
+
+def test_figures_of_the_checks_name_what_they_show():
+    rows = [{"part": "train", "a": 1.0, "b": 11.0}, {"part": "dev", "a": 0.5, "b": 0.5}]
+    figure = studies.dumbbell_figure(rows, {"a": "before", "b": "after"}, "%")
+    assert {"before", "after", "1.00 %", "11.00 %", "0.50 %"} == set(words_in(figure))
+    figure = studies.blocks_figure({"embeddings": 300, "layer 1": 100})
+    assert [word.split()[0] for word in words_in(figure)] == ["75", "25"]
+    changes = {(kind, n): torch.tensor([0.0, 2.0]) for kind in ("masked", "no mask")
+               for n in (8, 16)}
+    words = words_in(studies.padding_figure(changes, {8: 1, 16: 3}, bound=1e-5))
+    assert {"1", "3 labels flip", "asserted bound"} <= set(words)
+    lengths = {name: np.array([5, 9, 70]) for name in ("train", "dev")}
+    words = words_in(studies.lengths_figure(lengths, [64, 128]))
+    assert {"train", "dev", "33 %", "0 %"} <= set(words)
