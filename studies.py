@@ -471,7 +471,8 @@ def steps_around_spike(lr, threshold=0.0, n=60, at=20, spike=100.0):
 def clipped_shares(rows):
     """Return for each trial with a history the share of its steps in which clipping acted."""
     return [statistics.mean(norm > row["config"]["clip_norm"] > 0
-                            for norm in series(row, "grad_norm")) for row in rows if row["history"]]
+                            for norm in series(row, "grad_norm"))
+            for row in rows if row["history"]]
 
 
 def unsettled(tests, large=0.05):
@@ -496,8 +497,8 @@ def starred(names):
 
 def passes_differ(model, **dropouts):
     """Tell whether two passes of the model in training mode differ."""
-    bert, ids = helpers.load_bert(model, **dropouts)[0].train(), torch.arange(20, 40)[None]
     with torch.random.fork_rng(), torch.no_grad():
+        bert, ids = helpers.load_bert(model, **dropouts)[0].train(), torch.arange(20, 40)[None]
         torch.manual_seed(0)
         one, two = (bert(ids, attention_mask=torch.ones_like(ids))[0] for _ in range(2))
     return not torch.equal(one, two)
@@ -1154,11 +1155,12 @@ def plot_history(axes, rows, key, colour, style="-", scale=1):
     Single seeds are thin lines, beside a solid mean only.
     """
     runs = [[scale * value for value in series(row, key)] for row in rows if row["history"]]
-    epochs = [point["epoch"] for row in rows[:1] for point in row["history"] if key in point]
-    for run in runs if style == "-" else ():
-        axes.plot(epochs[:len(run)], run, color=colour, linewidth=0.7, alpha=0.4)
+    epochs = [[point["epoch"] for point in row["history"] if key in point]
+              for row in rows if row["history"]]
+    for at, run in zip(epochs, runs) if style == "-" else ():
+        axes.plot(at, run, color=colour, linewidth=0.7, alpha=0.4)
     means = [statistics.mean(values) for values in zip(*runs)]
-    axes.plot(epochs[:len(means)], means, style, color=colour, linewidth=2.2)
+    axes.plot(epochs[0][:len(means)] if means else [], means, style, color=colour, linewidth=2.2)
     return means[-1] if means else math.nan
 
 
@@ -1170,6 +1172,7 @@ def plot_learning_curves(panels, arms, colours):
             ends[name] = plot_history(axes, rows, f"dev_{metric}", colours[name], "-",
                                       scale), colours[name]
             fit.append(plot_history(axes, rows, f"train_{metric}", colours[name], ":", scale))
+        fit = [end for end in fit if not math.isnan(end)] or [math.nan]
         label_ends(axes, dict(ends, **{"(training)": (statistics.mean(fit), "#666666")}))
         axes.set(xlabel="epochs", title=f"{metric} ({unit})")
 
@@ -1230,9 +1233,6 @@ def plot_collapsing(axes, groups, names, colour=COLOURS[0]):
     for x, rows in enumerate(groups):
         low = [100 * r["metrics"]["dev_accuracy"] for r in rows if r["mark"] and r["metrics"]]
         axes.plot([x] * len(low), low, "o", color=colour, markerfacecolor="white", markersize=8)
-        if low:
-            axes.annotate(f"{len(low)} of {len(rows)}\ncollapsed", (x, max(low)), ha="center",
-                          xytext=(0, 12), textcoords="offset points", fontsize=10)
     name_ticks(axes, names)
 
 

@@ -561,6 +561,153 @@ def test_a_large_effect_is_mostly_found(n_seeds):
     assert simulate(n_seeds, effect=0.25) > 0.75
 
 
+# ---- optimizers and regularizers ---------------------------------------------------------------
+
+def test_counted_brings_collapsed_trials_back_but_not_diverged_ones():
+    collapsed = dict(row(0.5), mark="one class for all reviews", metrics={"dev_accuracy": 0.5})
+    diverged = row(0.0, mark="diverged: loss nan")
+    assert studies.values_of([collapsed, diverged]) == []
+    assert studies.values_of(studies.counted([collapsed, diverged, row(0.9)])) == [0.5, 0.9]
+    assert collapsed["mark"], "the rows themselves stay"
+
+
+def test_gap_and_leads():
+    some = [dict(r, metrics=dict(r["metrics"], train_accuracy=0.9)) for r in rows(0.8, 0.7)]
+    assert studies.gap(some) == pytest.approx(15)
+    assert math.isnan(studies.gap([row(0, mark="diverged")]))
+    base = [row(0.6, 1), row(0.5, 0), row(0, 2, "diverged")]
+    assert studies.leads(base, rows(0.8, 0.7, 0.9)) == pytest.approx([30, 10])  # paired by seed
+    assert studies.leads([], rows(0.8)) == []
+
+
+def test_best_setting_breaks_a_tie_by_loss_and_passes_broken_cells_over():
+    def cell(accuracy, loss, lr, mark=""):
+        return dict(row(accuracy, mark=mark, lr=lr, weight_decay=0.0),
+                    metrics={"dev_accuracy": accuracy, "dev_loss": loss})
+    some = [cell(0.8, 0.5, 1e-3), cell(0.8, 0.4, 1e-2), cell(0.99, 0.1, 1.0, "one class")]
+    assert studies.best_setting(some, ["lr", "weight_decay"]) == {"lr": 1e-2, "weight_decay": 0.0}
+    with pytest.raises(InputError, match="no trial over lr"):
+        studies.best_setting(some[2:], ["lr"])
+    assert studies.at_edge({"lr": 1e-2, "weight_decay": 0.0}, some) == []
+    assert studies.at_edge({"lr": 1e-3}, some) == ["lr"]
+    assert studies.at_edge({"lr": 1e-3}, some[:2]) == [], "of two values each is at an edge"
+
+
+def test_swing_is_the_mean_range_at_a_fixed_other():
+    table = {(1, 0): 0.8, (1, 9): 0.7, (2, 0): 0.8, (2, 9): 0.5}
+    some = [row(a, lr=lr, weight_decay=decay) for (lr, decay), a in table.items()]
+    assert studies.swing(some, "weight_decay", "lr") == pytest.approx(20)
+    assert studies.swing(some + [row(0, lr=3, weight_decay=0, mark="diverged")], "weight_decay",
+                         "lr") == pytest.approx(20)
+
+
+def test_a_zero_gradient_shows_the_two_decays(tiny_bert):
+    settings = dict(lr=0.01, weight_decay=2.0)
+    bert, _ = helpers.load_bert(tiny_bert)
+    optimizer = helpers.make_optimizer(bert, make_config(model=tiny_bert, **settings))
+    decayed = studies.decayed_names(bert, optimizer)
+    after = {kind: studies.step_from_zero_gradient(tiny_bert, optimizer=kind, **settings)
+             for kind in ("adam", "adamw")}
+    name = "bert.embeddings.word_embeddings.weight"
+    w = studies.weights_by_name(bert)[name].double()
+    assert name in decayed and torch.equal(after["adamw"][name], w * 0.98)
+    large = w.abs() > 1e-3
+    assert ((w - after["adam"][name])[large].abs() / 0.01 - 1).abs().max() < 1e-3
+    assert sum(row["tensors"] for row in studies.group_table(bert, optimizer)) == len(
+        list(bert.parameters()))
+    assert studies.group_table(bert, optimizer)[0]["tensors"] == len(decayed)
+
+
+def test_decay_keeps_and_norm_ratios_by_hand():
+    history = [{"lr": 0.1}, {"dev_loss": 1.0}, {"lr": 0.2}]
+    assert studies.decay_keeps({"config": {"weight_decay": 2.0}, "history": history}) == (
+        pytest.approx(0.8 * 0.6))
+    before = {"a": torch.tensor([[3.0], [4.0], [100.0]])}
+    after = {"a": torch.tensor([[6.0], [8.0], [100.0]])}
+    kinds = {"some": {"a": torch.tensor([True, True, False])}, "all": {"a": slice(None)}}
+    ratios = studies.norm_ratios(after, before, kinds)
+    assert ratios["some"] == pytest.approx(2) and 1 < ratios["all"] < 1.01
+
+
+def test_a_batch_has_the_gradients_of_its_mean_loss(tiny_bert):
+    some = dict(model=tiny_bert, seq_len=16, batch_size=8, keep="head")
+    whole, split = (torch.cat([g.flatten() for g in studies.batch_gradients(
+        TRAIN, make_config(accumulation=n, **some))]) for n in (1, 4))
+    assert whole.norm() > 0 and (whole - split).norm() < 1e-4 * whole.norm()
+
+
+@given(st.lists(st.floats(-100, 100), min_size=1, max_size=5), st.floats(0.01, 10))
+def test_clipping_once(values, threshold):
+    gradients = [torch.tensor([value]) for value in values]
+    before, after = studies.clip_once(gradients, threshold)
+    assert before == pytest.approx(math.sqrt(sum(v * v for v in values)), rel=1e-3, abs=1e-6)
+    assert float(after.norm()) <= min(threshold, before) * (1 + 1e-3) + 1e-6
+    assert [float(g) for g in gradients] == pytest.approx(values, rel=1e-6), "they stay"
+
+
+def test_adam_does_not_see_the_scale_and_sgd_does():
+    gradient = torch.tensor([3.0, -4.0])
+    adam, sgd = ([studies.step_length(kind, s * gradient, 0.1) for s in (1, 0.01)]
+                 for kind in (torch.optim.Adam, torch.optim.SGD))
+    assert adam == pytest.approx([0.1 * math.sqrt(2)] * 2, rel=1e-4)
+    assert sgd == pytest.approx([0.5, 0.005], rel=1e-4)
+    spiked, guarded = studies.steps_around_spike(0.1), studies.steps_around_spike(0.1, 1.0)
+    assert guarded == pytest.approx([1] * 60, rel=1e-3)
+    assert spiked[:20] == pytest.approx(guarded[:20], rel=1e-3)
+    assert spiked[-1] < 0.5
+
+
+def test_clipped_shares_count_steps_above_the_threshold():
+    history = [{"dev_loss": 1.0}] + [{"grad_norm": norm} for norm in (0.5, 1.0, 2.0, 3.0)]
+    some = [dict(row(0.8, clip_norm=threshold), history=history) for threshold in (1.0, 9.0, 0.0)]
+    assert studies.clipped_shares(some) == [0.5, 0, 0]
+    assert studies.clipped_shares([dict(some[0], history=[])]) == [], "a diverged trial has none"
+
+
+def test_unsettled_is_what_is_large_without_proof_or_untested():
+    def test_of(difference, p):
+        return studies.Comparison(difference, p, "", p < 0.05, "")
+    tests = {"large": test_of(0.1, 0.2), "shown": test_of(0.1, 0.01), "small": test_of(0.01, 0.9),
+             "negative": test_of(-0.1, 0.2), "two seeds": test_of(0.0, math.nan)}
+    assert studies.unsettled(tests) == ["large", "negative", "two seeds"]
+
+
+def test_dropouts_are_found_and_act(tiny_bert):
+    bert, _ = helpers.load_bert(tiny_bert, dropout=0.17, attention_dropout=0.23)
+    carriers, layers = studies.dropout_modules(bert), bert.config.num_hidden_layers
+    assert {p: len(names) for p, names in carriers.items()} == {0.17: 2 * layers + 2, 0.23: layers}
+    assert studies.starred(carriers[0.23]) == "bert.encoder.layer.*.attention.self.dropout"
+    state = torch.get_rng_state()
+    assert studies.passes_differ(tiny_bert, dropout=0.5, attention_dropout=0.0)
+    assert not studies.passes_differ(tiny_bert, dropout=0.0, attention_dropout=0.0)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_around_changes_one_thing_at_a_time():
+    default, grid = {"a": 1, "b": 2}, {"a": [0, 1], "b": [2, 3]}
+    assert studies.around(default, grid, {"a": "the a", "b": "b"}) == {
+        "default": default, "the a = 0": {"a": 0, "b": 2}, "b = 3": {"a": 1, "b": 3}}
+
+
+def test_random_settings_stay_within_the_grid():
+    default = {"weight_decay": 0.01, "dropout": 0.1, "attention_dropout": 0.1}
+    grid = {"weight_decay": [0, 10.0], "dropout": [0, 0.3], "attention_dropout": [0, 0.2]}
+    drawn = [[studies.draw_setting(default, grid, helpers.generator("x", i)) for i in range(200)]
+             for _ in range(2)]
+    assert drawn[0] == drawn[1]
+    for key, low in (("weight_decay", 0.01), ("dropout", 0), ("attention_dropout", 0)):
+        values = [setting[key] for setting in drawn[0]]
+        assert low <= min(values) and max(values) <= max(grid[key])
+    below = sum(setting["weight_decay"] < 0.3 for setting in drawn[0])
+    assert 60 < below < 140, "half of a log-uniform draw lies below the geometric mean"
+
+
+def test_luck_rises_as_the_expected_maximum_of_normal_draws():
+    curve = studies.luck_curve(70, 2, 3)
+    assert curve == pytest.approx([70, 70 + 2 / math.sqrt(math.pi), 70 + 3 / math.sqrt(math.pi)],
+                                  abs=0.15)
+
+
 # ---- memory ------------------------------------------------------------------------------------
 
 def test_largest_batch_finds_every_limit():
@@ -743,6 +890,51 @@ def test_a_log_axis_has_plain_ticks():
     studies.log_axis(axes, [1e-5, 1e-3], label="{:.0e}".format)
     figure.canvas.draw()
     assert [label.get_text() for label in axes.get_xticklabels()] == ["1e-05", "1e-03"]
+
+
+def texts_of(axes):
+    """Return the texts written into the axes."""
+    return [text.get_text() for text in axes.texts]
+
+
+def test_labels_at_line_ends_do_not_overlap():
+    _, (axes,) = studies.new_figure()
+    axes.semilogy([0, 1], [1, 100])
+    studies.label_ends(axes, {"b": (10, "C0"), "a": (9, "C1"), "lost": (math.nan, "C2")})
+    heights = {text.get_text(): text.get_position()[1] for text in axes.texts}
+    assert set(heights) == {"a", "b"} and heights["b"] - heights["a"] > 0.08
+    assert 0.3 < heights["a"] < heights["b"] < 0.7
+
+
+def test_heat_maps_say_what_each_cell_is():
+    some = [row(0.9, lr=1, weight_decay=0), row(0.5, lr=2, weight_decay=0),
+            row(0, lr=1, weight_decay=9, mark="diverged: nan"),
+            row(0, lr=2, weight_decay=9, mark="one class for all reviews"),
+            row(0.7, 1, lr=2, weight_decay=9)]
+    _, panels = studies.new_figure(2)
+    studies.heat_maps(panels, {"one": some, "two": some[:2]}, "lr", "weight_decay")
+    assert texts_of(panels[0]) == ["90.0", "50.0", "diverged", "70.0*"]
+    assert [label.get_text() for label in panels[0].get_yticklabels()] == ["0", "9"]
+    assert panels[1].get_title() == "two" and panels[0].images[0].get_clim() == (50, 90)
+
+
+def test_learning_curves_survive_a_diverged_trial():
+    history = [{"epoch": e, **{f"{part}_{m}": 0.5 + e / 10 for part in ("dev", "train")
+                               for m in ("loss", "accuracy")}} for e in (0, 1)]
+    good, broken = dict(row(0.8), history=history), dict(row(0, mark="diverged"), history=[])
+    _, panels = studies.new_figure(2)
+    arms = {"good": [broken, good], "broken": [broken]}
+    studies.plot_learning_curves(panels, arms, {"good": "C0", "broken": "C1"})
+    assert sorted(texts_of(panels[0])) == ["(training)", "good"]
+    assert studies.plot_history(panels[0], [broken, good], "dev_loss", "C0") == pytest.approx(0.6)
+    assert math.isnan(studies.plot_history(panels[0], [broken], "dev_loss", "C0"))
+
+
+def test_panels_of_one_scale():
+    _, panels = studies.new_figure(2)
+    panels[0].set_ylim(0, 2), panels[1].set_ylim(-1, 1)
+    studies.same_limits(panels)
+    assert [axes.get_ylim() for axes in panels] == [(-1, 2)] * 2
 
 
 def test_tables_are_escaped(shown):
