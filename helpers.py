@@ -517,6 +517,57 @@ def tokenize(texts, tokenizer, chunk=500):
     bar.close()
 
 
+# ---- attention on a CPU ------------------------------------------------------------------------
+
+CACHED = 2 ** 18  # attention weights worked on at once: 1 MB, which stays in a core's cache
+
+
+def keep_mask(shape, p):
+    """Return (random bool mask, exact share dropped): False with probability p, to 1/65536.
+
+    One 64-bit random number decides on four positions, so it costs a fraction of bernoulli_().
+    """
+    cut, n = round(65536 * p), int(np.prod(shape))
+    bits = torch.empty(n // 4 + 1, dtype=torch.int64).random_(-2 ** 63, None)
+    return bits.view(torch.int16)[:n].view(shape) >= cut - 32768, cut / 65536
+
+
+def cpu_attention(module, query, key, value, attention_mask, dropout=0.0, scaling=None, **kwargs):
+    """Attend as BERT does, with dropout on the attention weights, in pieces that fit the cache.
+
+    query, key, value: (batch, heads, seq, size); returns (batch, seq, heads, size). PyTorch's own
+    kernel has no dropout on a CPU and falls back to one several times slower; without dropout,
+    and on a GPU, it is the faster one and is used.
+    """
+    from transformers.integrations.sdpa_attention import sdpa_attention_forward
+    if not dropout or query.device.type != "cpu":
+        return sdpa_attention_forward(module, query, key, value, attention_mask, dropout=dropout,
+                                      scaling=scaling, **kwargs)
+    batch, heads, seq, size = query.shape
+    n = max(1, CACHED // seq ** 2)  # (review, head) pairs at once
+    bias = torch.zeros(batch, 1, 1, seq, dtype=query.dtype)
+    if attention_mask is not None:  # the same for every query: padding is not attended to
+        bias.masked_fill_(~attention_mask[:, :, :1], torch.finfo(query.dtype).min)
+    bias = bias.expand(batch, heads, 1, seq).reshape(-1, 1, seq).split(n)
+    parts, rows = [], [x.reshape(-1, seq, size).split(n) for x in (query * scaling, key, value)]
+    for q, k, v, masked in zip(*rows, bias):
+        weights = torch.baddbmm(masked, q, k.transpose(1, 2)).softmax(-1)
+        keep, dropped = keep_mask(weights.shape, dropout)
+        parts.append(torch.bmm(weights * keep, v))
+    joined = (torch.cat(parts) / (1 - dropped)).view(batch, heads, seq, size)
+    return joined.transpose(1, 2).contiguous(), None
+
+
+def use_cpu_attention(model):
+    """Make a model attend by `cpu_attention`; transformers 2.1 keeps its own."""
+    with contextlib.suppress(ImportError):
+        from transformers import AttentionInterface, AttentionMaskInterface
+        from transformers.masking_utils import sdpa_mask
+        AttentionInterface.register("cpu_attention", cpu_attention)
+        AttentionMaskInterface.register("cpu_attention", sdpa_mask)
+        model.set_attn_implementation("cpu_attention")
+
+
 # ---- model -------------------------------------------------------------------------------------
 
 def one_line(error):
@@ -568,6 +619,7 @@ def load_bert(model=None, head="classifier", dropout=0.1, attention_dropout=0.1,
         raise InputError(f"model {name!r}: its weights lack {len(lacking)} tensors of a BERT "
                          f"({lacking[0]}, ...); is it one?")
     check_tokenizer(tokenizer, config, name)
+    use_cpu_attention(bert)
     fill_new(bert, new, seed)
     if head == "classifier":
         bert, encoder = BertForSequenceClassification(config), bert

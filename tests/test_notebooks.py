@@ -119,9 +119,8 @@ def test_code_is_short_and_plain(name):
                     and any(alias.name == "*" for alias in node.names)], "import *"
         assert not re.search(r"(?m)^[%!]\w", cell), "a magic"
         sizes.append(code_lines(cell))
-    # 3 to 8 lines are the aim; figures of several panels still hold more than they should.
-    assert max(sizes) <= 41, [cell.split("\n")[0] for cell, n in zip(cells, sizes) if n > 41]
-    assert sum(n <= 12 for n in sizes) > 0.4 * len(sizes)
+    # 3 to 8 lines are the aim
+    assert max(sizes) <= 12, [cell.split("\n")[0] for cell, n in zip(cells, sizes) if n > 12]
 
 
 NUMBER = r"\d(?:[\d.,]*\d)? ?(?:%|percent\b|points?\b)"

@@ -21,7 +21,7 @@ import numpy as np
 import pytest
 import scipy.stats
 import torch
-from conftest import SOAK, made_up_reviews, make_tiny_bert
+from conftest import SOAK, TODAY, made_up_reviews, make_tiny_bert
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -29,6 +29,8 @@ import helpers
 import studies
 from helpers import Diverged, InputError, Part, make_config
 
+REFERENCE = conftest.ROOT / "tests" / "reference_trials.json"
+STACK = "today" if TODAY else "2019"  # dropout draws other masks on each
 SIMULATIONS = 1000 if SOAK else 300
 KILLS = 10 if SOAK else 2
 
@@ -92,6 +94,36 @@ def test_a_finished_trial_is_not_run_again(grid, runs, tmp_path):
     assert [(r["config"]["lr"], r["config"]["seed"]) for r in first] == runs
     studies.run_trials(grid + [dict(grid[0], seed=7)], TRAIN, DEV, str(tmp_path))
     assert runs[4:] == [(1e-3, 7)]
+
+
+def reference_trial(model, store):
+    """Return the losses of a trial with everything that a trial can have, dropout too."""
+    row = studies.run_trials([dict(model=model, seq_len=16, epochs=2, batch_size=8, lr=1e-3,
+                                   accumulation=2, device="cpu")], TRAIN, DEV, store)[0]
+    return [r["loss"] for r in row["history"] if "loss" in r] + [row["metrics"]["dev_loss"]]
+
+
+def test_other_numbers_demand_another_results_version(cache, tiny_bert, tmp_path):
+    """When this fails: raise studies.RESULTS_VERSION, then `python tests/test_studies.py --write`.
+
+    Else the stores would hand out trials that today's code would not reproduce.
+    """
+    with open(str(REFERENCE)) as file:
+        expected = json.load(file)
+    assert expected["results_version"] == studies.RESULTS_VERSION
+    assert reference_trial(tiny_bert, str(tmp_path)) == pytest.approx(expected[STACK], abs=2e-5)
+
+
+def write_reference(folder):
+    """Write this stack's losses; other losses under the same RESULTS_VERSION are refused."""
+    with open(str(REFERENCE)) as file:
+        known = json.load(file)
+    if known["results_version"] != studies.RESULTS_VERSION:
+        known = {"results_version": studies.RESULTS_VERSION}
+    found = reference_trial(make_tiny_bert(os.path.join(folder, "tiny")), folder)
+    assert STACK not in known or found == pytest.approx(known[STACK], abs=2e-5), \
+        "the losses changed: raise studies.RESULTS_VERSION first"
+    helpers.save_json(str(REFERENCE), dict(known, **{STACK: found}))
 
 
 def test_a_row_is_what_training_and_classifying_give(grid, tmp_path):
@@ -1192,3 +1224,12 @@ def test_figures_of_the_checks_name_what_they_show():
     lengths = {name: np.array([5, 9, 70]) for name in ("train", "dev")}
     words = words_in(studies.lengths_figure(lengths, [64, 128]))
     assert {"train", "dev", "33 %", "0 %"} <= set(words)
+
+
+if __name__ == "__main__":
+    import tempfile
+    assert sys.argv[1:] == ["--write"], test_other_numbers_demand_another_results_version.__doc__
+    with tempfile.TemporaryDirectory() as place:
+        os.environ["FILIMDB_CACHE"] = place
+        torch.set_num_threads(1)
+        write_reference(place)

@@ -1,0 +1,114 @@
+"""The attention for a CPU: dropout as PyTorch does it, and without dropout the library's own."""
+import conftest  # first: it puts helpers.py on the path
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import TODAY
+
+import helpers
+
+pytestmark = pytest.mark.skipif(not TODAY, reason="transformers 2.1 keeps its own attention")
+SAMPLE = str(conftest.ROOT / "data" / "sample" / "bert")
+
+
+def tensors(batch=3, heads=2, seq=40, size=8):
+    random = torch.Generator().manual_seed(1)
+    made = [torch.randn(batch, heads, seq, size, generator=random).requires_grad_()
+            for _ in range(3)]
+    mask = torch.ones(batch, 1, seq, seq, dtype=torch.bool)
+    mask[1, :, :, 30:] = False
+    mask[2, :, :, 7:] = False
+    return made, mask
+
+
+def slow_attention(query, key, value, mask, keep, dropped, scaling):
+    """Attend to all at once, the mask of dropout given: the definition."""
+    scores = query @ key.transpose(2, 3) * scaling
+    weights = F.softmax(scores.masked_fill(~mask, float("-inf")), -1)
+    return (weights * keep / (1 - dropped) @ value).transpose(1, 2)
+
+
+@pytest.mark.parametrize("cached", [1, 3 * 40 ** 2, 2 ** 18])
+def test_output_and_gradients_equal_the_definition(monkeypatch, cached):
+    made, mask = tensors()
+    keep, dropped = helpers.keep_mask((3 * 2, 40, 40), 0.3)
+    asked = []
+
+    def given(shape, p):
+        start = sum(asked)
+        asked.append(shape[0])
+        return keep[start:start + shape[0]], dropped
+
+    monkeypatch.setattr(helpers, "CACHED", cached)
+    monkeypatch.setattr(helpers, "keep_mask", given)
+    ours = helpers.cpu_attention(None, *made, mask, dropout=0.3, scaling=0.35)[0]
+    assert sum(asked) == 6 and len(asked) == {1: 6, 3 * 40 ** 2: 2, 2 ** 18: 1}[cached]
+    wanted = slow_attention(*made, mask, keep.view(3, 2, 40, 40), dropped, 0.35)
+    assert ours.shape == wanted.shape == (3, 40, 2, 8)
+    assert torch.allclose(ours, wanted, atol=1e-6)
+    weight = torch.randn(ours.shape, generator=torch.Generator().manual_seed(2))
+    for a, b in zip(torch.autograd.grad((ours * weight).sum(), made),
+                    torch.autograd.grad((wanted * weight).sum(), made)):
+        assert torch.allclose(a, b, atol=1e-5)
+
+
+def test_no_mask_is_a_mask_of_ones():
+    made, mask = tensors()
+    outcomes = []
+    for some in (None, torch.ones_like(mask)):
+        torch.manual_seed(3)
+        outcomes.append(helpers.cpu_attention(None, *made, some, dropout=0.1, scaling=1.0)[0])
+    assert torch.equal(*outcomes)
+
+
+@pytest.mark.parametrize("p", [0.1, 0.5, 0.9])
+def test_positions_are_dropped_with_the_given_probability(p):
+    torch.manual_seed(4)
+    keep, dropped = helpers.keep_mask((1000, 1000), p)
+    assert abs(dropped - p) <= 1 / 131072
+    lost = (~keep).float()
+    five_sigma = 5 * (p * (1 - p) / 1e6) ** 0.5
+    assert abs(float(lost.mean()) - p) < five_sigma
+    for lane in range(4):  # the four that come from one random number
+        assert abs(float(lost.view(-1)[lane::4].mean()) - p) < 2 * five_sigma
+    for shift in (1, 2, 3, 4, 1000):  # neighbours are independent of each other
+        both = float((lost.view(-1)[shift:] * lost.view(-1)[:-shift]).mean())
+        assert abs(both - p * p) < five_sigma
+
+
+def test_dropout_leaves_the_mean_of_the_output():
+    made, mask = tensors(seq=12)
+    mask = mask[:, :, :12, :12] | True
+    torch.manual_seed(5)
+    with torch.no_grad():
+        many = torch.stack([helpers.cpu_attention(None, *made, mask, dropout=0.2, scaling=0.35)[0]
+                            for _ in range(4000)])
+        exact = helpers.cpu_attention(None, *made, mask, dropout=0.0, scaling=0.35,
+                                      is_causal=False)[0]
+    error = (many.mean(0) - exact) / (many.std(0) / 4000 ** 0.5)
+    assert float(error.abs().max()) < 5
+
+
+def test_loaded_models_attend_by_it_in_training_alone(monkeypatch):
+    asked, true_mask = [], helpers.keep_mask
+
+    def spy(shape, p):
+        asked.append((tuple(shape), p))
+        return true_mask(shape, p)
+
+    monkeypatch.setattr(helpers, "keep_mask", spy)
+    for head in ("classifier", "mlm"):
+        model, _ = helpers.load_bert(SAMPLE, head, attention_dropout=0.25)
+        ids = torch.ones(2, 10, dtype=torch.int64)
+        model(ids, attention_mask=ids)
+        assert not asked
+        model.train()(ids, attention_mask=ids)
+        assert len(asked) == model.config.num_hidden_layers
+        assert asked[0] == ((2 * model.config.num_attention_heads, 10, 10), 0.25)
+        asked.clear()
+
+
+def test_a_saved_model_does_not_name_it(tmp_path):
+    model, tokenizer = helpers.load_bert(SAMPLE, "mlm")
+    helpers.save_bert(str(tmp_path / "bert"), model, tokenizer, {})
+    assert "cpu_attention" not in (tmp_path / "bert" / "config.json").read_text()
