@@ -70,8 +70,10 @@ def run_trials(grid, train_part, dev_part, store, what="trials", scheduler=""):
 
     A finished trial is read from the store, the others are run and written whole. Several
     processes may share a store: each trial is locked while it runs. scheduler: the address of a
-    Dask scheduler that the trials go to; empty: here, one after another.
+    Dask scheduler that the trials go to (else FILIMDB_SCHEDULER from the environment); empty:
+    here, one after another.
     """
+    scheduler = scheduler or os.environ.get("FILIMDB_SCHEDULER", "")
     jobs = [(helpers.make_config(**overrides), train_part, dev_part, store) for overrides in grid]
     if scheduler:
         return run_on_cluster(jobs, scheduler)
@@ -102,7 +104,12 @@ def run_on_cluster(jobs, scheduler):
             row = run_once(*job)
         return row
 
-    with Client(scheduler) as client:
+    try:
+        client = Client(scheduler, timeout=10)
+    except (OSError, ValueError) as error:
+        raise InputError(f"scheduler {scheduler!r}: no Dask scheduler answers there "
+                         f"({helpers.one_line(error)})") from None
+    with client:
         return client.gather(client.map(until_done, jobs, pure=False, retries=3))
 
 

@@ -1,0 +1,56 @@
+"""Trials on a real Dask cluster of two worker processes, one of them killed midway."""
+import os
+import signal
+import threading
+import time
+
+import conftest  # first: it puts helpers.py on the path
+import pytest
+from test_studies import DEV, TRAIN, core, files
+
+import studies
+
+distributed = pytest.importorskip("distributed", reason="today's optional engine; in "
+                                  "requirements-dev.txt, and in Anaconda 2019.10")
+
+
+@pytest.fixture
+def cluster(monkeypatch, tmp_path):
+    monkeypatch.setenv("FILIMDB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("PYTHONPATH", str(conftest.ROOT))
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    with distributed.LocalCluster(n_workers=2, threads_per_worker=1, processes=True,
+                                  dashboard_address=None) as made:
+        yield made
+
+
+def test_a_killed_worker_loses_no_trial_and_repeats_none(cluster, tiny_bert, tmp_path):
+    store, alone = tmp_path / "store", tmp_path / "alone"
+    grid = [dict(model=tiny_bert, seq_len=16, epochs=6, batch_size=2, accumulation=1, **point)
+            for point in studies.product([0, 1, 2, 3], lr=[1e-3, 1e-2])]
+    first = sorted(worker.pid for worker in cluster.workers.values())[0]
+    at_kill = {}
+
+    def kill_one():
+        while len(files(store)) < 2:
+            time.sleep(0.02)
+        at_kill.update((p.name, p.stat().st_mtime_ns) for p in store.glob("*.json"))
+        os.kill(first, signal.SIGKILL)
+
+    killer = threading.Thread(target=kill_one, daemon=True)
+    killer.start()
+    rows = studies.run_trials(grid, TRAIN, DEV, str(store), scheduler=cluster.scheduler_address)
+    killer.join(60)
+    assert at_kill and len(at_kill) < len(grid), "the worker was killed midway"
+    assert len(files(store)) == len(rows) == len(grid), "nothing lost"
+    for name, written in at_kill.items():
+        assert (store / name).stat().st_mtime_ns == written, "a finished trial was run twice"
+    here = studies.run_trials(grid, TRAIN, DEV, str(alone))
+    assert files(alone) == files(store)
+    assert [core(row)["metrics"] for row in rows] == [core(row)["metrics"] for row in here]
+
+
+def test_what_has_no_scheduler_is_refused_in_one_line(tmp_path):
+    with pytest.raises(studies.InputError) as caught:
+        studies.run_trials([], TRAIN, DEV, str(tmp_path), scheduler="tcp://127.0.0.1:9")
+    assert "127.0.0.1:9" in str(caught.value) and "\n" not in str(caught.value)
