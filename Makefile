@@ -31,8 +31,8 @@ soak: .venv/ready-dev  ## the tests with full counts: kills, simulations, all re
 
 lint: .venv/ready-dev  ## ruff (code and notebooks), vermin (calls that Python 3.7 lacks)
 	$(VENV) -m ruff check .
-	.venv/bin/vermin -t=3.7- --violations --no-tips helpers.py studies.py evaluate.py report.py pages.py \
-	  data tests
+	.venv/bin/vermin -t=3.7- --violations --no-tips helpers.py studies.py figures.py evaluate.py \
+	  report.py pages.py data tests
 
 lab: .venv/ready  ## JupyterLab, on localhost and with its token
 	$(VENV) -m jupyterlab --ip=127.0.0.1 notebooks

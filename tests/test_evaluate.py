@@ -580,7 +580,7 @@ def notebook_code(path):
     return "\n".join("".join(c["source"]) for c in cells if c["cell_type"] == "code")
 
 
-SOURCES = ["helpers.py", "studies.py", "evaluate.py"] + sorted(
+SOURCES = ["helpers.py", "studies.py", "figures.py", "evaluate.py"] + sorted(
     "notebooks/" + path.name for path in (conftest.ROOT / "notebooks").glob("*.ipynb"))
 
 
@@ -589,9 +589,10 @@ def test_nothing_else_is_imported(name):
     path = conftest.ROOT / name
     notebook = name.endswith(".ipynb")
     top, late = imported(notebook_code(path) if notebook else path.read_text(encoding="utf-8"))
-    own = {"helpers.py": set(), "studies.py": {"helpers"}, "evaluate.py": {"helpers", "studies"}}
-    allowed = CORE | own.get(name, {"helpers", "studies"})
-    optional = LATE if name in ("helpers.py", "studies.py") else set()
+    own = {"helpers.py": set(), "studies.py": {"helpers"}, "figures.py": {"helpers", "studies"},
+           "evaluate.py": {"helpers"}}
+    allowed = CORE | own.get(name, {"helpers", "studies", "figures"})
+    optional = LATE if name in ("helpers.py", "studies.py", "figures.py") else set()
     roots = {module.split(".")[0] for module in top}
     assert {root for root in roots - allowed if not is_standard(root)} == set()
     roots = {module.split(".")[0] for module in late}
@@ -620,7 +621,7 @@ def state():
             torch.get_num_threads(), torch.get_default_dtype(), torch.is_grad_enabled(),
             sorted(os.listdir(".")), sys.stdout, sys.excepthook]
 already, before = set(sys.modules), state()  # what transformers itself brings is not ours
-import helpers, studies, evaluate
+import helpers, studies, figures, evaluate
 changed = [i for i, (a, b) in enumerate(zip(before, state())) if a != b]
 assert not changed, changed
 loaded = {"matplotlib", "scipy", "sklearn", "IPython", "distributed"} & set(sys.modules)
@@ -629,9 +630,9 @@ assert not loaded - already, loaded
 
 
 def test_importing_has_no_side_effects(tmp_path):
-    for name in ("helpers.py", "studies.py", "evaluate.py"):
+    for name in ("helpers.py", "studies.py", "figures.py", "evaluate.py"):
         shutil.copy(str(conftest.ROOT / name), str(tmp_path))
     done = subprocess.run([sys.executable, "-B", "-c", SIDE_EFFECTS], cwd=str(tmp_path),
                           stdout=subprocess.PIPE, stderr=subprocess.PIPE, universal_newlines=True)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
-    assert len(os.listdir(str(tmp_path))) == 3
+    assert len(os.listdir(str(tmp_path))) == 4

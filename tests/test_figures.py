@@ -1,0 +1,207 @@
+"""figures.py: figures in one look, tables, answers that are kept as they come."""
+import csv
+import html.parser
+import json
+import math
+import os
+import sys
+import types
+from unittest import mock
+
+import numpy as np
+import pytest
+import torch
+from test_studies import row
+
+import figures
+import helpers
+
+
+class Tags(html.parser.HTMLParser):
+    """Collect tags with attributes, and text."""
+
+    def __init__(self, source):
+        super().__init__()
+        self.tags, self.text = [], []
+        self.feed(source)
+
+    def handle_starttag(self, tag, attrs):
+        """Keep a tag."""
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_data(self, data):
+        """Keep a text."""
+        self.text.append(data)
+
+
+EVIL = 'A < B & "C" \'d\' <script>alert(1)</script> café ± 1'
+
+
+@pytest.fixture
+def shown(monkeypatch):
+    """What would be shown in a notebook: a list of HTML."""
+    pages = []
+    monkeypatch.setattr(figures, "show_html", pages.append)
+    return pages
+
+
+def test_figures_are_saved_with_their_data_and_shown_with_their_finding(shown, tmp_path):
+    figure, [axes] = figures.new_figure()
+    axes.plot([1, 2], [3, 4])
+    data = [{"x": 1, "y": 0.5}, {"x": 2, "y": None, "note": EVIL}]
+    figures.save_figure(figure, "one", EVIL, str(tmp_path), data)
+    figures.save_figure(figure, "two", "plain", str(tmp_path))
+    assert sorted(os.listdir(str(tmp_path / "figures"))) == ["one.csv", "one.png", "two.png"]
+    picture = (tmp_path / "figures" / "one.png").read_bytes()
+    assert picture.startswith(b"\x89PNG\r\n\x1a\n") and len(picture) > 5000
+    with open(str(tmp_path / "figures" / "one.csv"), encoding="utf-8", newline="") as file:
+        assert list(csv.DictReader(file)) == [{"x": "1", "y": "0.5", "note": ""},
+                                              {"x": "2", "y": "", "note": EVIL}]
+    page = Tags(shown[0])
+    assert [tag for tag, _ in page.tags] == ["figure", "img", "figcaption"]
+    assert page.tags[1][1]["alt"] == EVIL == "".join(page.text)
+    assert page.tags[1][1]["src"].startswith("data:image/png;base64,iVBORw0KGgo")
+
+
+def test_figures_have_one_look_and_leave_none_open():
+    import matplotlib.pyplot as plt
+    figure, panels = figures.new_figure(3)
+    assert len(panels) == 3 and plt.get_fignums() == []
+    figures.plot_seeds(panels[0], [1, 2, 3], [[0.5, 0.7], [], [0.9]], "A", "red")
+    line = panels[0].get_lines()[-1]
+    assert line.get_label() == "A" and list(line.get_xdata()) == [1, 3]
+    assert list(line.get_ydata()) == pytest.approx([60.0, 90.0])
+    points = [list(x.get_ydata()) for x in panels[0].get_lines()[:-1]]
+    assert points == [pytest.approx([50.0, 70.0]), pytest.approx([90.0])]
+
+
+def test_a_log_axis_has_plain_ticks():
+    figure, [axes] = figures.new_figure()
+    axes.plot([8, 128], [1, 2])
+    figures.log_axis(axes, [8, 16, 32, 128])
+    figure.canvas.draw()
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["8", "16", "32", "128"]
+    assert axes.get_xscale() == "log" and not len(axes.get_xticks(minor=True))
+    figures.log_axis(axes, [1e-5, 1e-3], label="{:.0e}".format)
+    figure.canvas.draw()
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["1e-05", "1e-03"]
+
+
+def texts_of(axes):
+    """Return the texts written into the axes."""
+    return [text.get_text() for text in axes.texts]
+
+
+def test_labels_at_line_ends_do_not_overlap():
+    _, (axes,) = figures.new_figure()
+    axes.semilogy([0, 1], [1, 100])
+    figures.label_ends(axes, {"b": (10, "C0"), "a": (9, "C1"), "lost": (math.nan, "C2")})
+    heights = {text.get_text(): text.get_position()[1] for text in axes.texts}
+    assert set(heights) == {"a", "b"} and heights["b"] - heights["a"] > 0.08
+    assert 0.3 < heights["a"] < heights["b"] < 0.7
+
+
+def test_heat_maps_say_what_each_cell_is():
+    some = [row(0.9, lr=1, weight_decay=0), row(0.5, lr=2, weight_decay=0),
+            row(0, lr=1, weight_decay=9, mark="diverged: nan"),
+            row(0, lr=2, weight_decay=9, mark="one class for all reviews"),
+            row(0.7, 1, lr=2, weight_decay=9)]
+    _, panels = figures.new_figure(2)
+    figures.heat_maps(panels, {"one": some, "two": some[:2]}, "lr", "weight_decay")
+    assert texts_of(panels[0]) == ["90.0", "50.0", "diverged", "70.0*"]
+    assert [label.get_text() for label in panels[0].get_yticklabels()] == ["0", "9"]
+    assert panels[1].get_title() == "two" and panels[0].images[0].get_clim() == (50, 90)
+
+
+def test_learning_curves_survive_a_diverged_trial():
+    history = [{"epoch": e, **{f"{part}_{m}": 0.5 + e / 10 for part in ("dev", "train")
+                               for m in ("loss", "accuracy")}} for e in (0, 1)]
+    good, broken = dict(row(0.8), history=history), dict(row(0, mark="diverged"), history=[])
+    _, panels = figures.new_figure(2)
+    arms = {"good": [broken, good], "broken": [broken]}
+    figures.plot_learning_curves(panels, arms, {"good": "C0", "broken": "C1"})
+    assert sorted(texts_of(panels[0])) == ["(training)", "good"]
+    assert figures.plot_history(panels[0], [broken, good], "dev_loss", "C0") == pytest.approx(0.6)
+    assert math.isnan(figures.plot_history(panels[0], [broken], "dev_loss", "C0"))
+
+
+def test_panels_of_one_scale():
+    _, panels = figures.new_figure(2)
+    panels[0].set_ylim(0, 2), panels[1].set_ylim(-1, 1)
+    figures.same_limits(panels)
+    assert [axes.get_ylim() for axes in panels] == [(-1, 2)] * 2
+
+
+def test_tables_are_escaped(shown):
+    figures.show_table([{"a<b": EVIL, "n": 1}, {"n": 2.5, "later": None}])
+    page = Tags(shown[0])
+    assert "script" not in [tag for tag, _ in page.tags]
+    text = [text for text in page.text if text.strip()]
+    assert text == ["a<b", "n", "later", EVIL, "1", "2.5", "None"]
+    assert [tag for tag, _ in page.tags].count("td") == 6
+    figures.show_table([{"a": 1, "b": 2}], ["b"])
+    assert "".join(Tags(shown[1]).text) == "b2"
+
+
+def test_answers_are_kept_as_they_come(shown, tmp_path, capsys):
+    answers = figures.Answers("03_it", str(tmp_path), "sample")
+    path = tmp_path / "answers" / "03_it.json"
+    answers.give("Q1. " + EVIL, EVIL, "lengths", True)
+    first = {"question": "Q1. " + EVIL, "answer": EVIL, "figure": "lengths", "holds": True}
+    assert json.loads(path.read_text(encoding="utf-8")) == [first]
+    answers.give("Q2", "no", holds=False)
+    answers.give("Q3", "so")
+    kept = json.loads(path.read_text(encoding="utf-8"))
+    assert kept[0] == first and [r["holds"] for r in kept] == [True, False, None]
+    assert "script" not in [tag for page in shown for tag, _ in Tags(page).tags]
+    assert ["As expected." in page for page in shown] == [True, False, False]
+    assert ["NOT as expected." in page for page in shown] == [False, True, False]
+    answers.table()
+    assert [text for text in Tags(shown[3]).text][4:8] == ["Q1. " + EVIL, EVIL, "lengths", "yes"]
+    assert "indicative only" in capsys.readouterr().out
+    figures.Answers("x", str(tmp_path), "full").table()
+    assert "indicative" not in capsys.readouterr().out
+
+
+def test_html_is_shown_in_notebooks_only(monkeypatch):
+    seen = []
+    display = types.SimpleNamespace(HTML=lambda text: "<" + text, display=seen.append)
+    with mock.patch.dict(sys.modules, {"IPython": None, "IPython.display": display}):
+        figures.show_html("text")
+        sys.modules.pop("IPython")
+        figures.show_html("no notebook")
+    assert seen == ["<text"]
+
+
+def test_the_banner_says_which_run_this_is(capsys):
+    figures.banner("full", "bert", "data/FILIMDB", "cpu")
+    said = capsys.readouterr().out
+    assert all(word in said for word in ("profile full", "data data/FILIMDB", "model bert", "CPU",
+                                         "torch " + helpers.VERSIONS["torch"]))
+    assert "indicative" not in said
+    figures.banner("sample", "bert", "data/sample", "cpu")
+    assert "indicative only" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("n, text", [(7, "7"), (1234, "1.23 k"), (1234567, "1.23 M")])
+def test_counts_in_short(n, text):
+    assert figures.in_short(n) == text
+
+
+def words_in(figure):
+    return [text.get_text() for axes in figure.axes for text in axes.texts]
+
+
+def test_figures_of_the_checks_name_what_they_show():
+    rows = [{"part": "train", "a": 1.0, "b": 11.0}, {"part": "dev", "a": 0.5, "b": 0.5}]
+    figure = figures.dumbbell_figure(rows, {"a": "before", "b": "after"}, "%")
+    assert {"before", "after", "1.00 %", "11.00 %", "0.50 %"} == set(words_in(figure))
+    figure = figures.blocks_figure({"embeddings": 300, "layer 1": 100})
+    assert [word.split()[0] for word in words_in(figure)] == ["75", "25"]
+    changes = {(kind, n): torch.tensor([0.0, 2.0]) for kind in ("masked", "no mask")
+               for n in (8, 16)}
+    words = words_in(figures.padding_figure(changes, {8: 1, 16: 3}, bound=1e-5))
+    assert {"1", "3 labels flip", "asserted bound"} <= set(words)
+    lengths = {name: np.array([5, 9, 70]) for name in ("train", "dev")}
+    words = words_in(figures.lengths_figure(lengths, [64, 128]))
+    assert {"train", "dev", "33 %", "0 %"} <= set(words)
