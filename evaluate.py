@@ -3,6 +3,7 @@
     python evaluate.py                                   # embedded sample, tiny BERT: two minutes
     python evaluate.py --data data/FILIMDB --set max_minutes=30 --set pretrain.max_minutes=30
     python evaluate.py --data data/FILIMDB --model FOLDER --no-pretrain --set lr=3e-5
+    torchrun --nproc_per_node 4 evaluate.py --data data/FILIMDB    # four GPUs, the same result
 
 Reads PART.texts and PART.labels of train, dev, test, dev-b and test-b (and train_unlabeled for
 pretraining), prints the accuracy of every labelled part, and writes a line `PART/INDEX<TAB>label`
@@ -153,15 +154,17 @@ def run(argv=None):
     started = time.time()
     predicted = {part: helpers.classify(data[part].texts, params) for part in PARTS}
     print(f"classification: {(time.time() - started) / 60:.1f} minutes", flush=True)
-    write_predictions(args.out, data, predicted)
-    report(data, predicted, seen)
+    if not helpers.processes()[0]:
+        write_predictions(args.out, data, predicted)
+        report(data, predicted, seen)
 
 
 def main(argv=None):
     """Run; return the exit code, with one clear line for what the user can mend."""
     try:
         signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: a checkpoint first
-        run(argv)
+        with helpers.joined_processes():
+            run(argv)
         return 0
     except (InputError, helpers.Diverged) as error:
         print(f"evaluate.py: {error}", file=sys.stderr)

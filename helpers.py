@@ -304,6 +304,59 @@ def progress_bar(total, what, unit):
                 file=sys.stdout if live else Lines(), mininterval=0.5 if live else 10)
 
 
+# ---- several processes, one GPU each ------------------------------------------------------------
+
+def processes():
+    """Return (rank, number of processes): (0, 1) outside of `joined_processes`."""
+    group = torch.distributed
+    if group.is_available() and group.is_initialized():
+        return group.get_rank(), group.get_world_size()
+    return 0, 1
+
+
+@contextlib.contextmanager
+def joined_processes():
+    """Join the processes that torchrun started, if it did; the first of them alone prints.
+
+    All run the same code on the same data: a step's micro-batches are dealt out, gradients added
+    up. One that dies ends the others: their next exchange fails.
+    """
+    if int(os.environ.get("WORLD_SIZE", 1)) < 2:
+        yield
+        return
+    cuda = torch.cuda.is_available()
+    if cuda:
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    torch.distributed.init_process_group("nccl" if cuda else "gloo")
+    with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(
+            nowhere if processes()[0] else sys.stdout):
+        yield
+        wait_for_all()
+    torch.distributed.destroy_process_group()
+
+
+def wait_for_all():
+    """Wait until every process is here."""
+    if processes()[1] > 1:
+        torch.distributed.barrier()
+
+
+def total(value, device="cpu"):
+    """Return the sum of a number, or of a tensor in place, over all processes."""
+    if processes()[1] == 1:
+        return value
+    tensor = value if torch.is_tensor(value) else torch.tensor(
+        value, dtype=torch.float64, device=device)
+    torch.distributed.all_reduce(tensor)
+    return tensor if torch.is_tensor(value) else float(tensor)
+
+
+def mine(items):
+    """Return this process's share of a list: every item belongs to one process."""
+    rank, count = processes()
+    return items[rank::count]
+
+
 # ---- data --------------------------------------------------------------------------------------
 
 PARTS = ("train", "dev", "test", "dev-b", "test-b")  # in the order of preds.tsv
@@ -464,11 +517,15 @@ def tokenize_all(texts, tokenizer):
     words = tokenizer.convert_ids_to_tokens(list(range(len(tokenizer))))
     key = digest(words, tokenizer.tokenize("A\u00e9 B"), *map(utf8, texts))  # cased or not
     path = os.path.join(cache_dir("pieces"), key[:32] + ".npy")
+    if processes()[0]:
+        wait_for_all()  # the first process tokenizes, the others find its table
     table = load_table(path)
     if table is None:
         table = sealed_table(list(tokenize(texts, tokenizer)))
         with written_whole(path, "wb") as file:
             np.save(file, table)
+    if not processes()[0]:
+        wait_for_all()
     return Pieces(table)
 
 
@@ -732,14 +789,14 @@ def micro_batches(lengths, max_count, max_tokens):
 
 def micro_limits(config, device):
     """Return (max_count, max_tokens) of a micro-batch: `accumulation` bounds the memory."""
-    count = max(1, config.batch_size // config.accumulation)
+    count = max(1, config.batch_size // max(config.accumulation, processes()[1]))
     tokens = count * config.seq_len
     return count, min(tokens, CPU_TOKENS) if device.type == "cpu" else tokens
 
 
 def padded(rows, pad):
     """Return rows of ids as a dict of input_ids and attention_mask, (batch, longest) int64."""
-    input_ids = torch.full((len(rows), max(map(len, rows))), pad, dtype=torch.int64)
+    input_ids = torch.full((len(rows), max(map(len, rows), default=0)), pad, dtype=torch.int64)
     attention_mask = torch.zeros_like(input_ids)
     for i, row in enumerate(rows):
         input_ids[i, :len(row)] = torch.tensor(row)
@@ -815,6 +872,43 @@ def summed_loss(forward, model, batch, device):
     return F.cross_entropy(logits.float(), targets, reduction="sum")
 
 
+def out_of_memory(error):
+    """Tell whether an exception says that memory ran out, of a GPU or of the computer."""
+    return isinstance(error, MemoryError) or re.search(
+        r"out of memory|can't allocate memory|not enough memory", str(error)) is not None
+
+
+def halved(window):
+    """Return the micro-batches split in two each, where they hold more than one example."""
+    halves = []
+    for batch in window:
+        size = len(batch["labels"])
+        for rows in [slice(0, size // 2), slice(size // 2, size)] if size > 1 else [slice(0, 1)]:
+            halves.append({key: value[rows] for key, value in batch.items()})
+    return halves
+
+
+def accumulate(model, window, targets, forward, device):
+    """Add up the gradients of a window's mean loss; return the loss, None if memory ran out."""
+    loss, short = torch.zeros((), device=device), 0
+    try:
+        for batch in mine(window):
+            part = summed_loss(forward, model, batch, device) / max(targets, 1)
+            part.backward()
+            loss += part.detach()
+    except (RuntimeError, MemoryError) as error:
+        if not out_of_memory(error) or max(len(batch["labels"]) for batch in window) == 1:
+            raise
+        short = 1
+    if total(short, device):  # in any process
+        return None
+    for parameter in model.parameters() if processes()[1] > 1 else ():
+        if parameter.requires_grad:
+            parameter.grad = total(torch.zeros_like(parameter) if parameter.grad is None
+                                   else parameter.grad)
+    return total(loss)
+
+
 def fit(model, batches, n_steps, steps_per_epoch, forward, config, evaluate=None, run="",
         log_dir="", what="training"):
     """Train for n_steps optimizer steps (or max_minutes); return the history, a list of dicts.
@@ -824,7 +918,8 @@ def fit(model, batches, n_steps, steps_per_epoch, forward, config, evaluate=None
     checkpoint's file; the run goes on from it, bit for bit, and leaves one on Ctrl-C.
     Raises Diverged when the loss or the gradient is NaN or infinite.
     """
-    device, writer = next(model.parameters()).device, open_writer(log_dir)
+    device, rank, halvings = next(model.parameters()).device, processes()[0], 0
+    writer = None if rank else open_writer(log_dir)
     optimizer = make_optimizer(model, config)
     step, history, used = resume(run, model, optimizer)
     eval_every = math.ceil(n_steps / EVALUATIONS)
@@ -837,19 +932,24 @@ def fit(model, batches, n_steps, steps_per_epoch, forward, config, evaluate=None
             history.append(dict(step=0, epoch=0.0, seconds=0.0, **evaluate(model)))
         while step < n_steps:
             spent = (time.time() - started) / 60 / config.max_minutes if config.max_minutes else 0
-            progress = max(step / n_steps, spent)
+            progress = max(step / n_steps, total(0 if rank else spent, device))
             if progress >= 1:
                 break
             lr = config.lr * lr_factor(progress, config.warmup, config.decay)
             for group in optimizer.param_groups:
                 group["lr"] = lr
-            torch.manual_seed(seed_of("dropout", config.seed, step))
+            torch.manual_seed(seed_of("dropout", config.seed, step, *([rank] if rank else [])))
             window = batches(step)
-            targets, loss = count_targets(window), 0.0  # of the whole accumulation window
-            for batch in window:
-                part = summed_loss(forward, model, batch, device) / max(targets, 1)
-                part.backward()
-                loss += part.detach()
+            for _ in range(halvings):
+                window = halved(window)
+            targets = count_targets(window)  # of the whole accumulation window
+            loss = accumulate(model, window, targets, forward, device)
+            if loss is None:
+                optimizer.zero_grad()
+                halvings += 1
+                print(f"{what}: out of memory at step {step + 1}; micro-batches are halved, the "
+                      f"step is repeated, the optimizer's batch stays the same", flush=True)
+                continue
             norm = torch.nn.utils.clip_grad_norm_(model.parameters(), config.clip_norm or math.inf)
             loss, norm = float(loss), float(norm)
             if not math.isfinite(loss + norm):
@@ -867,11 +967,11 @@ def fit(model, batches, n_steps, steps_per_epoch, forward, config, evaluate=None
             for key in row if writer else ():
                 writer.add_scalar(key, row[key], step)
             bar.update(1)
-            if run and time.time() - saved > CHECKPOINT_SECONDS:
+            if run and not rank and time.time() - saved > CHECKPOINT_SECONDS:
                 checkpoint(run, model, optimizer, history, time.time() - started)
                 saved = time.time()
     except KeyboardInterrupt:
-        if run and whole and history and history[-1]["step"] == step:
+        if run and not rank and whole and history and history[-1]["step"] == step:
             checkpoint(run, model, optimizer, history, time.time() - started)
         print(f"\n{what} interrupted at step {step} of {n_steps}"
               f"{'; the same call goes on from its last checkpoint' if run else ''}", flush=True)
@@ -1024,7 +1124,7 @@ def predict_logits(model, pieces, tokenizer, config, what=""):
     training, started, done, told = model.training, time.time(), 0, not what
     model.eval()
     with inference_mode():
-        for group in micro_batches(lengths, *limits):
+        for group in mine(micro_batches(lengths, *limits)):
             rows = [framed(pieces[i], config.seq_len, config.keep, tokenizer) for i in group]
             batch = {key: value.to(device) for key, value in
                      padded(rows, tokenizer.pad_token_id).items()}
@@ -1039,7 +1139,7 @@ def predict_logits(model, pieces, tokenizer, config, what=""):
     if what:
         bar.close()
     model.train(training)
-    return logits
+    return total(logits.to(device)).cpu()
 
 
 def tell_estimate(what, n, minutes):
@@ -1132,27 +1232,25 @@ def mlm_batches(pieces, tokenizer, config, device):
     def batches(windows, random):
         rows = [framed(pieces[i][start:end], config.seq_len, "head", tokenizer)
                 for i, start, end in windows]
-        made = []
-        for micro in micro_batches(list(map(len, rows)), *micro_limits(config, device)):
-            batch = padded([rows[i] for i in micro], tokenizer.pad_token_id)
-            ids = batch["input_ids"]
-            batch["input_ids"], batch["labels"] = mask_pieces(
-                ids, ordinary[ids], tokenizer.mask_token_id, len(tokenizer), random,
-                continues[ids] if config.whole_word else None)
-            made.append(batch)
-        return made
+        lengths, whole = list(map(len, rows)), padded(rows, tokenizer.pad_token_id)
+        ids = whole["input_ids"]  # masked as a whole: micro-batches change no mask
+        whole["input_ids"], whole["labels"] = mask_pieces(
+            ids, ordinary[ids], tokenizer.mask_token_id, len(tokenizer), random,
+            continues[ids] if config.whole_word else None)
+        return [{key: value[micro, :lengths[micro[0]]] for key, value in whole.items()}
+                for micro in micro_batches(lengths, *micro_limits(config, device))]
     return batches
 
 
 def mlm_loss(model, batches, device):
     """Return the mean cross entropy in nats over the masked positions of some batches."""
-    training, total = model.training, 0.0
+    training, loss = model.training, 0.0
     model.eval()
     with inference_mode():
-        for batch in batches:
-            total += float(summed_loss(mlm_forward, model, batch, device))
+        for batch in mine(batches):
+            loss += float(summed_loss(mlm_forward, model, batch, device))
     model.train(training)
-    return total / max(1, count_targets(batches))
+    return total(loss, device) / max(1, count_targets(batches))
 
 
 def pretrain(texts, parts=(), log_dir="", **overrides):
@@ -1200,13 +1298,15 @@ def run_mlm(model, tokenizer, texts, config, folder, log_dir=""):
                   lambda model: {"held_out_loss": mlm_loss(model, fixed, device)},
                   folder + ".checkpoint", log_dir, "pretraining")
     curve = [row for row in history if "held_out_loss" in row]
-    save_bert(folder, model, tokenizer, {
-        "model": config.model, "n_texts": len(texts), "n_held_out": len(held), "curve": curve,
-        "n_windows": len(windows), "config": settings(config), "versions": VERSIONS,
-        "loss_before": curve[0]["held_out_loss"], "loss_after": curve[-1]["held_out_loss"],
-        "minutes": history[-1]["seconds"] / 60})
-    save_history(os.path.join(folder, "history"), history)
-    forget(folder + ".checkpoint")
+    if not processes()[0]:
+        save_bert(folder, model, tokenizer, {
+            "model": config.model, "n_texts": len(texts), "n_held_out": len(held), "curve": curve,
+            "n_windows": len(windows), "config": settings(config), "versions": VERSIONS,
+            "loss_before": curve[0]["held_out_loss"], "loss_after": curve[-1]["held_out_loss"],
+            "minutes": history[-1]["seconds"] / 60})
+        save_history(os.path.join(folder, "history"), history)
+        forget(folder + ".checkpoint")
+    wait_for_all()
 
 
 def read_note(folder):

@@ -562,8 +562,7 @@ def step_fits(model, optimizer, size, seq_len):
         optimizer.step()
         return True
     except (RuntimeError, MemoryError) as error:
-        if not isinstance(error, MemoryError) and not re.search(
-                r"out of memory|can't allocate memory|not enough memory", str(error)):
+        if not helpers.out_of_memory(error):
             raise
         return False
     finally:
