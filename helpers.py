@@ -773,25 +773,36 @@ def sample_of_step(n, batch_size, step, data_seed):
     return order[within * batch_size:(within + 1) * batch_size].tolist()
 
 
-def micro_batches(lengths, max_count, max_tokens):
-    """Split positions 0..n-1 into lists of like length, the longest first.
+def micro_batches(lengths, max_count, max_tokens, launch=0):
+    """Split positions 0..n-1 into lists of like length, the longest first, as cheaply as can be.
 
     Each list holds at most max_count, and count x longest is at most max_tokens (or count is 1).
+    Least cost by dynamic programming: the padded tokens, and `launch` tokens for each list.
     """
-    batches = []
-    for i in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
-        if not batches or len(batches[-1]) == max_count or (
-                (len(batches[-1]) + 1) * lengths[batches[-1][0]] > max_tokens):
-            batches.append([])
-        batches[-1].append(i)
+    order = sorted(range(len(lengths)), key=lambda i: (lengths[i], -i))
+    cost, starts = np.zeros(len(order) + 1), []  # of the cheapest split of the first i
+    for end, i in enumerate(order, 1):
+        first = max(0, end - max(1, min(max_count, max_tokens // lengths[i])))
+        tokens = np.arange(end - first, 0, -1) * lengths[i]  # if this list starts there
+        best = int(np.argmin(cost[first:end] + tokens))
+        starts.append(first + best)
+        cost[end] = cost[first + best] + tokens[best] + launch
+    batches, end = [], len(order)
+    while end:
+        batches.append(order[starts[end - 1]:end][::-1])
+        end = starts[end - 1]
     return batches
 
 
 def micro_limits(config, device):
-    """Return (max_count, max_tokens) of a micro-batch: `accumulation` bounds the memory."""
+    """Return max_count, max_tokens and launch of a step's `micro_batches` on a device.
+
+    `accumulation` bounds the memory; a GPU gains from large micro-batches, a CPU does not.
+    """
     count = max(1, config.batch_size // max(config.accumulation, processes()[1]))
-    tokens = count * config.seq_len
-    return count, min(tokens, CPU_TOKENS) if device.type == "cpu" else tokens
+    if device.type == "cpu":
+        return count, min(count * config.seq_len, CPU_TOKENS), 48
+    return count, count * config.seq_len, 1024
 
 
 def padded(rows, pad):
