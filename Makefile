@@ -12,7 +12,7 @@ export HF_HUB_DISABLE_TELEMETRY = 1
 # Two runtimes that spin while they wait slow each other down tenfold.
 export OMP_WAIT_POLICY = PASSIVE
 
-.PHONY: help report test test-2019 soak lint lab full data clean
+.PHONY: help report test test-2019 soak lint bench lab full data clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*## ' Makefile | sed 's/:.*## /\t/' | expand -t 14
@@ -33,6 +33,9 @@ lint: .venv/ready-dev  ## ruff (code and notebooks), vermin (calls that Python 3
 	$(VENV) -m ruff check .
 	.venv/bin/vermin -t=3.7- --violations --no-tips helpers.py studies.py figures.py evaluate.py \
 	  report.py pages.py data tests
+
+bench: .venv/ready-dev  ## time training, classifying, MLM against transformers.Trainer (N=, MODEL=)
+	$(VENV) benchmarks/bench.py --n $(or $(N),192) --rounds $(or $(ROUNDS),3) $(ARGS)
 
 lab: .venv/ready  ## JupyterLab, on localhost and with its token
 	$(VENV) -m jupyterlab --ip=127.0.0.1 notebooks

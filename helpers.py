@@ -270,6 +270,13 @@ VERSIONS = {"python": "%d.%d.%d" % sys.version_info[:3], "torch": torch.__versio
             "transformers": transformers.__version__}
 
 
+def autocast(device):
+    """Return a context that computes in bfloat16 on a GPU that can; a CPU is slower in it."""
+    if device.type == "cuda" and hasattr(torch, "autocast") and torch.cuda.is_bf16_supported():
+        return torch.autocast("cuda", dtype=torch.bfloat16)
+    return contextlib.nullcontext()
+
+
 @contextlib.contextmanager
 def quiet_transformers():
     """Silence transformers' load reports and bars: load_bert checks the same things itself."""
@@ -838,7 +845,8 @@ def make_optimizer(model, config):
                "weight_decay": config.weight_decay},
               {"params": [p for p in parameters if p.dim() <= 1], "weight_decay": 0.0}]
     kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[config.optimizer]
-    return kind(groups, lr=config.lr, betas=(0.9, 0.999), eps=1e-8)
+    return kind(groups, lr=config.lr, betas=(0.9, 0.999), eps=1e-8,
+                **known_options(kind, fused=True))  # one pass over the weights instead of ten
 
 
 def lr_factor(progress, warmup, decay="linear"):
@@ -879,7 +887,8 @@ def summed_loss(forward, model, batch, device):
     """Return the sum of cross entropies over the targets of a micro-batch, a scalar tensor."""
     if not count_targets([batch]):  # torch 1.3 cannot take the loss of nothing
         return next(model.parameters()).sum() * 0
-    logits, targets = forward(model, {key: value.to(device) for key, value in batch.items()})
+    with autocast(device):
+        logits, targets = forward(model, {key: value.to(device) for key, value in batch.items()})
     return F.cross_entropy(logits.float(), targets, reduction="sum")
 
 
@@ -1134,7 +1143,7 @@ def predict_logits(model, pieces, tokenizer, config, what=""):
     bar = progress_bar(sum(lengths), what, "piece") if what else None
     training, started, done, told = model.training, time.time(), 0, not what
     model.eval()
-    with inference_mode():
+    with inference_mode(), autocast(device):
         for group in mine(micro_batches(lengths, *limits)):
             rows = [framed(pieces[i], config.seq_len, config.keep, tokenizer) for i in group]
             batch = {key: value.to(device) for key, value in

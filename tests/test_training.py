@@ -343,9 +343,28 @@ def test_out_of_memory_halves_the_micro_batches(cache, tiny_bert, monkeypatch, c
     assert losses(history) == pytest.approx(losses(wanted), abs=1e-6)
     assert [row["grad_norm"] for row in history] == pytest.approx(
         [row["grad_norm"] for row in wanted], rel=1e-4)
-    assert max(tried) == 8 and sum(size > 2 for size in tried) == 2, "8, 4, then 2 for good"
     said = capsys.readouterr().out
-    assert said.count("out of memory at step 1; micro-batches are halved") == 2
+    assert said.count("micro-batches are halved") == sum(size > 2 for size in tried) >= 1
+
+
+def test_half_precision_is_for_the_forward_pass_alone(cache, tiny_bert, monkeypatch):
+    settings = dict(QUIET, model=tiny_bert, batch_size=8, epochs=2)
+    wanted, kinds = losses(train(TEXTS, LABELS, **settings)["history"]), []
+    if not hasattr(torch, "autocast"):
+        pytest.skip("torch 1.3 has no autocast; a GPU then computes in fp32")
+
+    def autocast(device):
+        kinds.append(device.type)
+        return torch.autocast("cpu", dtype=torch.bfloat16)
+
+    monkeypatch.setattr(helpers, "autocast", autocast)
+    params = train(TEXTS, LABELS, **settings)
+    assert kinds and losses(params["history"]) != wanted
+    assert losses(params["history"]) == pytest.approx(wanted, abs=0.03)
+    assert {p.dtype for p in params["model"].parameters()} == {torch.float32}
+    logits = helpers.predict_logits(params["model"], helpers.tokenize_all(
+        TEXTS, params["tokenizer"]), params["tokenizer"], params["config"])
+    assert logits.dtype == torch.float32 and torch.isfinite(logits).all()
 
 
 def test_one_review_too_large_for_the_memory_ends_the_run(cache, tiny_bert, monkeypatch):
