@@ -28,6 +28,7 @@ from studies import counted, cut_shares, device_name, rows_of, series, spread, v
 
 # Okabe and Ito's colours, told apart by colour-blind readers too.
 COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"]
+GREY = "#555555"  # of floors: what has to be beaten
 
 
 def new_figure(panels=1, height=3.4, width=None):
@@ -87,18 +88,33 @@ def same_limits(panels):
         axes.tick_params(labelleft=axes is panels[0])
 
 
-def plot_seeds(axes, xs, groups, label, colour, percent=True, marker="o"):
-    """Plot the mean of each x's rows as a line and every seed as a faint point; label the line.
+def plot_seeds(axes, xs, groups, colour, percent=True):
+    """Plot the mean of each x's group as a line, every seed as a point; return where it ends.
 
     groups: for each x the list of values (floats) of its seeds.
     """
     scale = 100 if percent else 1
-    known = [(x, group) for x, group in zip(xs, groups) if group]
+    known = [(x, [scale * v for v in group]) for x, group in zip(xs, groups) if group]
     for x, group in known:
-        axes.plot([x] * len(group), [v * scale for v in group], "o", color=colour, alpha=0.35,
-                  markersize=4, markeredgewidth=0)
-    axes.plot([x for x, _ in known], [statistics.mean(g) * scale for _, g in known], marker=marker,
-              color=colour, label=label, markersize=5)
+        axes.plot([x] * len(group), group, "o", color=colour, alpha=0.4, markersize=6.5,
+                  markeredgewidth=0)
+    means = [statistics.mean(group) for _, group in known]
+    axes.plot([x for x, _ in known], means, "o-", color=colour, markersize=3.5)
+    return means[-1] if means else math.nan
+
+
+def plot_arms(axes, xs, arms, colours, floors=None):
+    """Plot {name: groups of accuracies, one for each x}, the names at the lines' ends.
+
+    floors: {name: accuracies, one for each x} of what has to be beaten, dashed. The x axis gets
+    its scale before.
+    """
+    ends = {name: (plot_seeds(axes, xs, groups, colours[name]), colours[name])
+            for name, groups in arms.items()}
+    for name, values in (floors or {}).items():
+        axes.plot(xs, [100 * value for value in values], "--", color=GREY, linewidth=1.2)
+        ends[name] = 100 * values[-1], GREY
+    label_ends(axes, ends)
 
 
 # ---- the set-up and the vectors (notebooks 01, 02) ----------------------------------------------
@@ -222,8 +238,11 @@ def plot_history(axes, rows, key, colour, style="-", scale=1):
     return means[-1] if means else math.nan
 
 
-def plot_learning_curves(panels, arms, colours):
-    """Plot loss and accuracy, one panel each, of {name: rows}: dev solid, training dotted."""
+def plot_learning_curves(panels, arms, colours, floors=None):
+    """Plot loss and accuracy, one panel each, of {name: rows}: dev solid, training dotted.
+
+    floors: {name: accuracy} of what has to be beaten, dashed.
+    """
     for axes, metric, unit, scale in zip(panels, ("loss", "accuracy"), ("nats", "%"), (1, 100)):
         ends, fit = {}, []
         for name, rows in arms.items():
@@ -231,8 +250,70 @@ def plot_learning_curves(panels, arms, colours):
                                       scale), colours[name]
             fit.append(plot_history(axes, rows, f"train_{metric}", colours[name], ":", scale))
         fit = [end for end in fit if not math.isnan(end)] or [math.nan]
-        label_ends(axes, dict(ends, **{"(training)": (statistics.mean(fit), "#666666")}))
+        ends["(training)"] = statistics.mean(fit), GREY
+        for name, level in (floors or {}).items() if metric == "accuracy" else ():
+            axes.axhline(100 * level, color=GREY, linestyle="--", linewidth=1.2)
+            ends[name] = 100 * level, GREY
+        label_ends(axes, ends)
         axes.set(xlabel="epochs", title=f"{metric} ({unit})")
+
+
+def plot_rates(panels, rows, lrs):
+    """Plot each learning rate's training loss over steps, and the dev accuracy it gave."""
+    ends, groups = {}, [values_of(rows_of(rows, lr=lr)) for lr in lrs]
+    names = {lr: f"{lr:.0e}".replace("e-0", "e-") for lr in lrs}  # 1e-4
+    plot_seeds(panels[1], lrs, groups, GREY)
+    for lr, group, colour in zip(lrs, groups, [*COLOURS, GREY] * len(lrs)):
+        panels[1].plot([lr] * len(group), [100 * v for v in group], "o", color=colour)
+        for row in rows_of(rows, lr=lr):
+            losses = series(row, "loss")
+            panels[0].plot(range(1, len(losses) + 1), losses, color=colour)
+            ends[names[lr]] = (losses or [math.nan])[-1], colour
+            if row["mark"] and row["metrics"]:
+                at = lr, 100 * row["metrics"]["dev_accuracy"]
+                panels[1].plot(*at, "x", color=colour, markersize=9, markeredgewidth=2)
+                panels[1].annotate("broken", at, xytext=(-9, 4), ha="right", color=colour,
+                                   textcoords="offset points")
+    log_axis(panels[1], lrs, names.get)
+    panels[1].tick_params(axis="x", rotation=90 * (len(lrs) > 6))
+    panels[0].set_ylim(0, 2)
+    label_ends(panels[0], {name: (min(y, 2), colour) for name, (y, colour) in ends.items()})
+
+
+def plot_schedules(panels, rows, warmups, decays):
+    """Plot the schedules' lr / peak over steps, and the dev accuracy that each gave."""
+    arms = {decay: [rows_of(rows, warmup=warmup, decay=decay) for warmup in warmups]
+            for decay in decays}
+    colours, ends = dict(zip(decays, COLOURS)), {}
+    for decay, groups in arms.items():
+        for some, style in zip(groups, (":", "--", "-")):
+            rates = [lr / some[0]["config"]["lr"] for lr in series(some[0], "lr")]
+            panels[0].plot(range(1, len(rates) + 1), rates, style, color=colours[decay])
+            ends[decay] = (rates or [math.nan])[-1], colours[decay]
+    label_ends(panels[0], ends)
+    name_ticks(panels[1], [f"{100 * warmup:g} %" for warmup in warmups])
+    plot_arms(panels[1], range(len(warmups)),
+              {decay: [values_of(some) for some in groups] for decay, groups in arms.items()},
+              colours)
+
+
+def words_axis(axes, ks):
+    """Give the x axis numbers of words, rising, and "all" behind them; return their places."""
+    places = [*ks, 2 * ks[-1]]
+    log_axis(axes, places, lambda x: "all" if x == places[-1] else f"{x:g}")
+    axes.set_xlabel("words kept")
+    return places
+
+
+def plot_mlm_loss(axes, curve):
+    """Plot the masked-LM loss over epochs, of one training step each and of the held-out texts."""
+    ends = {}
+    for key, name, points, colour in (("loss", "training", curve[1:], COLOURS[1]),
+                                      ("held_out_loss", "held out", curve, COLOURS[0])):
+        axes.plot([p["epoch"] for p in points], [p[key] for p in points], "o-", color=colour,
+                  markersize=4)
+        ends[name] = points[-1][key] if points else math.nan, colour
+    label_ends(axes, ends)
 
 
 def heat_maps(panels, arms, x_key, y_key):
@@ -287,7 +368,7 @@ def plot_norms(axes, norms, kind, colours):
 
 def plot_collapsing(axes, groups, names, colour=COLOURS[0]):
     """Plot dev accuracy of a few groups of rows; a collapsed trial counts, as an open point."""
-    plot_seeds(axes, range(len(groups)), [values_of(counted(rows)) for rows in groups], "", colour)
+    plot_seeds(axes, range(len(groups)), [values_of(counted(rows)) for rows in groups], colour)
     for x, rows in enumerate(groups):
         low = [100 * r["metrics"]["dev_accuracy"] for r in rows if r["mark"] and r["metrics"]]
         axes.plot([x] * len(low), low, "o", color=colour, markerfacecolor="white", markersize=8)
@@ -303,12 +384,11 @@ def plot_around(axes, rows, default, key, values):
     for name, metric, colour in (("training", "train_accuracy", COLOURS[1]),
                                  ("dev", "dev_accuracy", COLOURS[0])):
         groups = [values_of(rows_of(rows, **setting), metric) for setting in settings]
-        plot_seeds(axes, range(len(values)), groups, name, colour)
+        ends[name] = plot_seeds(axes, range(len(values)), groups, colour), colour
         ring = groups[values.index(default[key])]
         if ring:
             axes.plot(values.index(default[key]), 100 * statistics.mean(ring), "o", color=colour,
                       markersize=10, markerfacecolor="white", markeredgewidth=2)
-        ends[name] = 100 * statistics.mean(groups[-1] or [math.nan]), colour
     name_ticks(axes, [f"{value:g}" for value in values])
     return ends
 
@@ -356,6 +436,7 @@ def save_figure(figure, name, finding, out_dir, data=None):
     os.makedirs(folder, exist_ok=True)
     with contextlib.suppress(ValueError):  # a figure too small for its labels is shown as it is
         figure.tight_layout()
+        figure.tight_layout()  # the first may have changed which ticks there are
     picture = io.BytesIO()
     figure.savefig(picture, format="png", dpi=130)
     with helpers.written_whole(os.path.join(folder, name + ".png"), "wb") as file:

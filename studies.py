@@ -13,6 +13,7 @@ import importlib
 import json
 import math
 import os
+import random
 import re
 import statistics
 import sys
@@ -189,9 +190,7 @@ def run_trial(config, train_part, dev_part):
 
 def final_metrics(params, train_part, dev_part):
     """Return ({dev_loss, dev_accuracy, train_...}, "0110..." right or wrong on dev, constant?)."""
-    model, tokenizer, config = params["model"], params["tokenizer"], params["config"]
-    pieces = helpers.prepare(dev_part.texts, tokenizer, config)
-    logits = helpers.predict_logits(model, pieces, tokenizer, config)
+    logits = logits_of(params, dev_part.texts)
     targets = torch.tensor([helpers.LABEL_IDS[label] for label in dev_part.labels])
     correct = right_string(logits, dev_part.labels)
     last = [row for row in params["history"] if "dev_loss" in row][-1]
@@ -199,6 +198,12 @@ def final_metrics(params, train_part, dev_part):
                "dev_accuracy": correct.count("1") / len(correct),
                "train_loss": last["train_loss"], "train_accuracy": last["train_accuracy"]}
     return metrics, correct, len(set(logits.argmax(1).tolist())) == 1
+
+
+def logits_of(params, texts):
+    """Return the logits of a trained model for texts, cut as in its training: (n, labels)."""
+    pieces = helpers.prepare(texts, params["tokenizer"], params["config"])
+    return helpers.predict_logits(params["model"], pieces, params["tokenizer"], params["config"])
 
 
 def reset_peak_memory():
@@ -583,6 +588,14 @@ def estimated_batch(config, n_weights, seq_len, memory):
         layers * seq_len * (66 * h + 9 * a * seq_len))))
 
 
+def fitting_batches(model, lengths, device):
+    """Return ("measured" or "estimated", the largest batches at these numbers of pieces)."""
+    if device.type == "cuda":
+        return "measured", [largest_batch(model.to(device), n) for n in lengths]
+    n_weights, memory = sum(p.numel() for p in model.parameters()), memory_of(device)
+    return "estimated", [estimated_batch(model.config, n_weights, n, memory) for n in lengths]
+
+
 def device_name(device):
     """Return the GPU's name, or what there is of a CPU."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else (
@@ -596,7 +609,7 @@ def memory_of(device):
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
-# ---- whole reviews, masked words ----------------------------------------------------------------
+# ---- reviews, whole and in parts; masked words --------------------------------------------------
 
 class Windows:
     """The windows of many texts as texts of their own, for helpers.predict_logits."""
@@ -633,6 +646,50 @@ def as_row(correct, seed):
     """Return predictions that come from no trial in the form that `compare` takes."""
     return {"config": {"seed": seed, "data_seed": seed}, "mark": "", "correct": correct,
             "metrics": {"dev_accuracy": correct.count("1") / len(correct)}}
+
+
+def mistakes(params, part):
+    """Return [(probability of the wrong label, index)] of a part's mistakes, the surest first."""
+    sure, guesses = logits_of(params, part.texts).softmax(1).max(1)
+    right = [helpers.LABEL_IDS[label] for label in part.labels]
+    return sorted(((p, i) for i, (p, guess) in enumerate(zip(sure.tolist(), guesses.tolist()))
+                   if guess != right[i]), reverse=True)
+
+
+def enough_words(rows, ks, keep):
+    """Return (k, Comparison) of the least k not significantly below all words; else Nones."""
+    for k in ks:
+        test = compare(rows_of(rows, keep=keep, words=k), rows_of(rows, keep=keep, words=0),
+                       (f"{k} words", "all"))
+        if not (test.significant and test.difference > 0):
+            return k, test
+    return None, None
+
+
+def thirds(lengths):
+    """Return the indices of the shortest third, the middle one, the longest one."""
+    order = sorted(range(len(lengths)), key=lengths.__getitem__)
+    return [order[i * len(order) // 3:(i + 1) * len(order) // 3] for i in range(3)]
+
+
+def shares_right(rows, group):
+    """Return for each sound trial the share of a group of reviews (indices) that it has right."""
+    return [statistics.mean(int(row["correct"][i]) for i in group) for row in rows
+            if not row["mark"]]
+
+
+def only_right(rows, others):
+    """Return the indices that every sound trial of `rows` has right and of `others` wrong."""
+    def always(some, mark):
+        known = zip(*(row["correct"] for row in some if not row["mark"]))
+        return {i for i, marks in enumerate(known) if set(marks) == {mark}}
+    return sorted(always(rows, "1") & always(others, "0"))
+
+
+def shuffled_words(texts):
+    """Return the texts, the words of each in a random order that its place alone decides."""
+    return [" ".join(random.Random(i).sample(words, len(words)))
+            for i, words in enumerate(text.split() for text in texts)]
 
 
 def top_words(model, tokenizer, sentences, k=5):

@@ -67,12 +67,14 @@ def test_figures_have_one_look_and_leave_none_open():
     import matplotlib.pyplot as plt
     figure, panels = figures.new_figure(3)
     assert len(panels) == 3 and plt.get_fignums() == []
-    figures.plot_seeds(panels[0], [1, 2, 3], [[0.5, 0.7], [], [0.9]], "A", "red")
+    groups = [[0.5, 0.7], [], [0.9]]
+    assert figures.plot_seeds(panels[0], [1, 2, 3], groups, "red") == pytest.approx(90)
     line = panels[0].get_lines()[-1]
-    assert line.get_label() == "A" and list(line.get_xdata()) == [1, 3]
+    assert list(line.get_xdata()) == [1, 3]
     assert list(line.get_ydata()) == pytest.approx([60.0, 90.0])
     points = [list(x.get_ydata()) for x in panels[0].get_lines()[:-1]]
     assert points == [pytest.approx([50.0, 70.0]), pytest.approx([90.0])]
+    assert math.isnan(figures.plot_seeds(panels[1], [1], [[]], "red"))
 
 
 def test_a_log_axis_has_plain_ticks():
@@ -123,6 +125,68 @@ def test_learning_curves_survive_a_diverged_trial():
     assert sorted(texts_of(panels[0])) == ["(training)", "good"]
     assert figures.plot_history(panels[0], [broken, good], "dev_loss", "C0") == pytest.approx(0.6)
     assert math.isnan(figures.plot_history(panels[0], [broken], "dev_loss", "C0"))
+
+
+def test_arms_and_floors_are_named_at_their_ends():
+    _, (axes,) = figures.new_figure()
+    figures.plot_arms(axes, [1, 2], {"a": [[0.5], [0.6, 0.8]], "lost": [[], []]},
+                      {"a": "C0", "lost": "C1"}, {"floor": [0.3, 0.4]})
+    assert texts_of(axes) == ["floor", "a"]
+    assert list(axes.get_lines()[-1].get_ydata()) == pytest.approx([30, 40])
+    _, panels = figures.new_figure(2)
+    history = [{"epoch": 0, "dev_loss": 1, "train_loss": 1, "dev_accuracy": 0.5,
+                "train_accuracy": 0.5}]
+    figures.plot_learning_curves(panels, {"dev": [{"history": history}]}, {"dev": "C0"},
+                                 {"floor": 0.25})
+    assert [sorted(texts_of(axes)) for axes in panels] == [["(training)", "dev"],
+                                                           ["(training)", "dev", "floor"]]
+
+
+def with_steps(row, losses, rates=()):
+    """Give a row a history of steps."""
+    return dict(row, history=[{"loss": loss, "lr": lr} for loss, lr in
+                              zip(losses, rates or [1.0] * len(losses))])
+
+
+def test_rates_name_broken_trials_and_keep_losses_in_sight():
+    rows = [with_steps(row(0.7, lr=1e-4), [0.7, 0.5]),
+            with_steps(dict(row(0, lr=1e-2, mark="one class"), metrics={"dev_accuracy": 0.5}),
+                       [0.7, 9.0]), with_steps(row(0, lr=1.0, mark="diverged"), [])]
+    _, panels = figures.new_figure(2)
+    figures.plot_rates(panels, rows, [1e-4, 1e-2, 1.0])
+    assert texts_of(panels[0]) == ["1e-4", "1e-2"] and texts_of(panels[1]) == ["broken"]
+    assert panels[0].texts[1].get_position()[1] <= 1
+    assert list(panels[1].get_lines()[1].get_ydata()) == [70]  # the line of means: sound ones
+
+
+def test_schedules_are_drawn_relative_to_their_peak():
+    rows = [with_steps(row(0.7, lr=2.0, warmup=w, decay=d), [1, 1], [1.0 + w, 2.0 * (d == "none")])
+            for w in (0.0, 1.0) for d in ("linear", "none")]
+    _, panels = figures.new_figure(2)
+    figures.plot_schedules(panels, rows, [0.0, 1.0], ["linear", "none"])
+    assert [list(line.get_ydata()) for line in panels[0].get_lines()] == [
+        [0.5, 0], [1, 0], [0.5, 1], [1, 1]]
+    assert [sorted(texts_of(axes)) for axes in panels] == [["linear", "none"]] * 2
+    assert [t.get_text() for t in panels[1].get_xticklabels()] == ["0 %", "100 %"]
+
+
+def test_all_words_stand_behind_the_numbers_of_words():
+    figure, (axes,) = figures.new_figure()
+    places = figures.words_axis(axes, [8, 16])
+    axes.plot(places, [1, 2, 3])
+    figure.canvas.draw()
+    assert places == [8, 16, 32]
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["8", "16", "all"]
+
+
+def test_masked_lm_losses_are_named():
+    _, (axes,) = figures.new_figure()
+    curve = [{"epoch": 0, "held_out_loss": 5.0},
+             {"epoch": 1, "held_out_loss": 4.0, "loss": 3.0}]
+    figures.plot_mlm_loss(axes, curve)
+    assert sorted(texts_of(axes)) == ["held out", "training"]
+    assert [list(line.get_ydata()) for line in axes.get_lines()] == [[3.0], [5.0, 4.0]]
+    figures.plot_mlm_loss(axes, curve[:1])  # a run without a step
 
 
 def test_panels_of_one_scale():

@@ -360,8 +360,8 @@ def test_a_scheduler_without_its_package_is_refused(grid, tmp_path, monkeypatch)
 
 def test_a_stand_in_cluster_gives_the_same_rows(grid, undisturbed, tmp_path, monkeypatch):
     class Client:
-        def __init__(self, address):
-            assert address == "tcp://here:1"
+        def __init__(self, address, timeout):
+            assert address == "tcp://here:1" and timeout > 0
 
         def __enter__(self):
             return self
@@ -841,7 +841,59 @@ def test_memory_of_this_computer():
     assert 10 ** 8 < studies.memory_of(torch.device("cpu")) < 10 ** 14
 
 
-# ---- masked words ------------------------------------------------------------------------------
+def test_batches_are_estimated_on_a_cpu_and_measured_on_a_gpu(tiny_bert, monkeypatch):
+    model, cpu = helpers.load_bert(tiny_bert)[0], torch.device("cpu")
+    how, sizes = studies.fitting_batches(model, [64, 512], cpu)
+    weights = sum(p.numel() for p in model.parameters())
+    assert how == "estimated" and sizes[0] > sizes[1] == studies.estimated_batch(
+        model.config, weights, 512, studies.memory_of(cpu))
+    monkeypatch.setattr(studies, "largest_batch", lambda model, n: 1000 // n)
+    gpu = types.SimpleNamespace(type="cuda")
+    monkeypatch.setattr(model, "to", lambda device: model)
+    assert studies.fitting_batches(model, [64, 512], gpu) == ("measured", [15, 1])
+
+
+# ---- reviews, whole and in parts; masked words -------------------------------------------------
+
+def test_mistakes_are_the_surest_first(tiny_bert):
+    config = make_config(model=tiny_bert, seq_len=16)
+    model, tokenizer = helpers.load_bert(tiny_bert)
+    params = {"model": model, "tokenizer": tokenizer, "config": config}
+    found = studies.mistakes(params, DEV)
+    guesses = studies.logits_of(params, DEV.texts).argmax(1).tolist()
+    wrong = [i for i, label in enumerate(DEV.labels) if helpers.LABEL_IDS[label] != guesses[i]]
+    assert sorted(i for _, i in found) == wrong != []
+    assert found == sorted(found, reverse=True) and all(0.5 <= p < 1 for p, _ in found)
+
+
+def test_enough_words_is_the_least_not_below_all():
+    arms = {4: (0.50, 0.51, 0.52), 8: (0.80, 0.82, 0.80), 16: (0.79, 0.83, 0.82),
+            0: (0.81, 0.80, 0.82)}
+    some = [one for k, values in arms.items() for one in rows(*values, keep="tail", words=k)]
+    k, test = studies.enough_words(some, [4, 8, 16], "tail")
+    assert k == 8 and test.text.startswith(("all beats 8 words", "all trails 8 words"))
+    assert studies.enough_words(some, [4], "tail") == (None, None)
+
+
+def test_thirds_and_their_shares_right():
+    assert studies.thirds([9, 1, 5, 7, 2, 3, 8]) == [[1, 4], [5, 2], [3, 6, 0]]
+    some = [row(0.5, correct="0111"), row(0.5, 1, correct="1100"), row(0, 2, mark="diverged")]
+    assert studies.shares_right(some, [0, 1]) == [0.5, 1] and len(studies.thirds([1])) == 3
+
+
+def test_only_right_is_what_all_seeds_agree_on():
+    late = [row(0, correct="1101"), row(0, 1, correct="1001"), row(0, 2, mark="diverged")]
+    early = [row(0, correct="0011"), row(0, 1, correct="0001")]
+    assert studies.only_right(late, early) == [0] and studies.only_right(early, late) == []
+    assert studies.only_right(late, early[:0]) == []
+
+
+def test_shuffled_words_are_the_same_words():
+    texts = ["one two three four", "one two three four", ""]
+    shuffled = studies.shuffled_words(iter(texts))
+    assert [sorted(text.split()) for text in shuffled] == [sorted(t.split()) for t in texts]
+    assert shuffled == studies.shuffled_words(texts) and shuffled[0] != shuffled[1]
+
 
 def test_top_words_are_those_of_the_whole_model(tiny_bert):
     model, tokenizer = helpers.load_bert(tiny_bert, "mlm")
