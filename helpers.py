@@ -586,40 +586,81 @@ def tokenize(texts, tokenizer, chunk=500):
 CACHED = 2 ** 18  # attention weights worked on at once: 1 MB, which stays in a core's cache
 
 
-def keep_mask(shape, p):
-    """Return (random bool mask, exact share dropped): False with probability p, to 1/65536.
+def keep_mask(shape, p, seed):
+    """Return (random mask of 1.0 and 0.0, exact share dropped): 0 with probability p, to 1/65536.
 
-    One 64-bit random number decides on four positions, so it costs a fraction of bernoulli_().
+    A 64-bit random number decides on four positions, a quarter of the cost of bernoulli_().
     """
     cut, n = round(65536 * p), int(np.prod(shape))
-    bits = torch.empty(n // 4 + 1, dtype=torch.int64).random_(-2 ** 63, None)
-    return bits.view(torch.int16)[:n].view(shape) >= cut - 32768, cut / 65536
+    bits = np.random.SFC64(seed).random_raw(n // 4 + 1).view(np.int16)[:n]
+    mask = torch.empty(shape)
+    return torch.ge(torch.from_numpy(bits).view(shape), cut - 32768, out=mask), cut / 65536
+
+
+class DroppedAttention(torch.autograd.Function):
+    """softmax(query key' + bias), dropout, times value; in pieces that fit a core's cache.
+
+    query, key, value: (n, seq, size), bias: (n, 1, seq). The backward pass makes weights and masks
+    again instead of keeping them: n x seq x seq numbers are never held, as Dao et al. 2022 do it.
+    """
+
+    @staticmethod
+    def pieces(tensors, p, seed):
+        """Yield (slice, softmax weights, mask / share kept) of one piece after the other."""
+        query, key, bias = tensors
+        seq = query.shape[1]
+        step = max(1, CACHED // seq ** 2)
+        for start in range(0, len(query), step):
+            some = slice(start, start + step)
+            weights = torch.baddbmm(bias[some], query[some], key[some].transpose(1, 2)).softmax(-1)
+            mask, dropped = keep_mask(weights.shape, p, [seed, start])
+            yield some, weights, mask.div_(1 - dropped)
+
+    @staticmethod
+    def forward(ctx, query, key, value, bias, p, seed):
+        """Return (n, seq, size)."""
+        out = torch.empty_like(query)
+        for some, weights, mask in DroppedAttention.pieces((query, key, bias), p, seed):
+            torch.bmm(weights.mul_(mask), value[some], out=out[some])
+        ctx.save_for_backward(query, key, value, bias, out)
+        ctx.p, ctx.seed = p, seed
+        return out
+
+    @staticmethod
+    def backward(ctx, grad):
+        """Return the gradients of query, key and value."""
+        query, key, value, bias, out = ctx.saved_tensors
+        grad = grad.contiguous()
+        to_query, to_key, to_value = (torch.empty_like(query) for _ in range(3))
+        mean = (grad * out).sum(-1, keepdim=True)  # of a row's gradients, by its weights
+        for some, weights, mask in DroppedAttention.pieces((query, key, bias), ctx.p, ctx.seed):
+            to_weights = torch.bmm(grad[some], value[some].transpose(1, 2)).mul_(mask)
+            torch.bmm(mask.mul_(weights).transpose(1, 2), grad[some], out=to_value[some])
+            to_scores = to_weights.sub_(mean[some]).mul_(weights)
+            torch.bmm(to_scores, key[some], out=to_query[some])
+            torch.bmm(to_scores.transpose(1, 2), query[some], out=to_key[some])
+        return to_query, to_key, to_value, None, None, None
 
 
 def cpu_attention(module, query, key, value, attention_mask, dropout=0.0, scaling=None, **kwargs):
-    """Attend as BERT does, with dropout on the attention weights, in pieces that fit the cache.
+    """Attend as BERT does; with dropout on a CPU by DroppedAttention, else by the library.
 
     query, key, value: (batch, heads, seq, size); returns (batch, seq, heads, size). PyTorch's own
-    kernel has no dropout on a CPU and falls back to one several times slower; without dropout,
-    and on a GPU, it is the faster one and is used.
+    kernel has no dropout on a CPU and falls back to one several times slower.
     """
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
-    if not dropout or query.device.type != "cpu":
+    if not dropout or query.device.type != "cpu" or query.dtype != torch.float32:
         return sdpa_attention_forward(module, query, key, value, attention_mask, dropout=dropout,
                                       scaling=scaling, **kwargs)
     batch, heads, seq, size = query.shape
-    n = max(1, CACHED // seq ** 2)  # (review, head) pairs at once
-    bias = torch.zeros(batch, 1, 1, seq, dtype=query.dtype)
+    bias = torch.zeros(batch, 1, 1, seq)
     if attention_mask is not None:  # the same for every query: padding is not attended to
-        bias.masked_fill_(~attention_mask[:, :, :1], torch.finfo(query.dtype).min)
-    bias = bias.expand(batch, heads, 1, seq).reshape(-1, 1, seq).split(n)
-    parts, rows = [], [x.reshape(-1, seq, size).split(n) for x in (query * scaling, key, value)]
-    for q, k, v, masked in zip(*rows, bias):
-        weights = torch.baddbmm(masked, q, k.transpose(1, 2)).softmax(-1)
-        keep, dropped = keep_mask(weights.shape, dropout)
-        parts.append(torch.bmm(weights * keep, v))
-    joined = (torch.cat(parts) / (1 - dropped)).view(batch, heads, seq, size)
-    return joined.transpose(1, 2).contiguous(), None
+        bias.masked_fill_(~attention_mask[:, :, :1], torch.finfo(torch.float32).min)
+    bias = bias.expand(batch, heads, 1, seq).reshape(-1, 1, seq)
+    rows = [x.reshape(-1, seq, size) for x in (query * scaling, key, value)]
+    seed = int(torch.randint(2 ** 62, (1,)))  # of PyTorch's own random stream
+    out = DroppedAttention.apply(*rows, bias, dropout, seed).view(batch, heads, seq, size)
+    return out.transpose(1, 2).contiguous(), None
 
 
 def use_cpu_attention(model):

@@ -160,8 +160,9 @@ def read_work(kind, n, data_dir):
     """Return (texts, labels) of a job: reviews as they come, only long ones for train-512."""
     from helpers import load_part, subset
     if kind == "tokenize":
-        part = load_part(data_dir, "train_unlabeled")
-        return part.texts[:n], ["neg"] * n
+        texts = [text for name in ("train_unlabeled", "test", "train")
+                 for text in load_part(data_dir, name).texts][:n]
+        return texts, ["neg"] * len(texts)
     part = load_part(data_dir, "train")
     if kind == "train-512":
         rows = [i for i, text in enumerate(part.texts) if len(text.split()) > SEQ_LEN][:n]
@@ -277,7 +278,7 @@ def main(argv=None):
     parser.add_argument("--model", default=os.environ.get("MODEL", "build/minilm"))
     parser.add_argument("--n", type=int, default=192, help="reviews to train on")
     parser.add_argument("--n-classify", type=int, default=500)
-    parser.add_argument("--n-tokenize", type=int, default=20000)
+    parser.add_argument("--n-tokenize", type=int, default=75000)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--kinds", nargs="+", choices=list(KINDS))
     parser.add_argument("--out", help="a JSON file for the table")

@@ -16,8 +16,8 @@ def tensors(batch=3, heads=2, seq=40, size=8):
     made = [torch.randn(batch, heads, seq, size, generator=random).requires_grad_()
             for _ in range(3)]
     mask = torch.ones(batch, 1, seq, seq, dtype=torch.bool)
-    mask[1, :, :, 30:] = False
-    mask[2, :, :, 7:] = False
+    mask[1:2, :, :, 30:] = False
+    mask[2:3, :, :, 7:] = False
     return made, mask
 
 
@@ -31,13 +31,12 @@ def slow_attention(query, key, value, mask, keep, dropped, scaling):
 @pytest.mark.parametrize("cached", [1, 3 * 40 ** 2, 2 ** 18])
 def test_output_and_gradients_equal_the_definition(monkeypatch, cached):
     made, mask = tensors()
-    keep, dropped = helpers.keep_mask((3 * 2, 40, 40), 0.3)
+    keep, dropped = helpers.keep_mask((3 * 2, 40, 40), 0.3, 1)
     asked = []
 
-    def given(shape, p):
-        start = sum(asked)
+    def given(shape, p, seed):
         asked.append(shape[0])
-        return keep[start:start + shape[0]], dropped
+        return keep[seed[1]:seed[1] + shape[0]].clone(), dropped
 
     monkeypatch.setattr(helpers, "CACHED", cached)
     monkeypatch.setattr(helpers, "keep_mask", given)
@@ -47,9 +46,28 @@ def test_output_and_gradients_equal_the_definition(monkeypatch, cached):
     assert ours.shape == wanted.shape == (3, 40, 2, 8)
     assert torch.allclose(ours, wanted, atol=1e-6)
     weight = torch.randn(ours.shape, generator=torch.Generator().manual_seed(2))
+    asked.clear()
     for a, b in zip(torch.autograd.grad((ours * weight).sum(), made),
                     torch.autograd.grad((wanted * weight).sum(), made)):
         assert torch.allclose(a, b, atol=1e-5)
+
+
+def test_gradients_are_those_of_finite_differences():
+    made, mask = tensors(batch=1, heads=1, seq=5, size=3)
+    torch.manual_seed(6)
+    ours = helpers.cpu_attention(None, *made, None, dropout=0.4, scaling=0.5)[0]
+    weight = torch.randn(ours.shape, generator=torch.Generator().manual_seed(7))
+    grads = torch.autograd.grad((ours * weight).sum(), made)
+    for tensor, grad in zip(made, grads):
+        for i in range(0, 15, 4):
+            values = []
+            for step in (1e-2, -1e-2):
+                moved = [x.detach().clone() for x in made]
+                moved[[x is tensor for x in made].index(True)].view(-1)[i] += step
+                torch.manual_seed(6)
+                out = helpers.cpu_attention(None, *moved, None, dropout=0.4, scaling=0.5)[0]
+                values.append(float((out * weight).sum()))
+            assert (values[0] - values[1]) / 2e-2 == pytest.approx(float(grad.view(-1)[i]), abs=2e-3)
 
 
 def test_no_mask_is_a_mask_of_ones():
@@ -63,10 +81,9 @@ def test_no_mask_is_a_mask_of_ones():
 
 @pytest.mark.parametrize("p", [0.1, 0.5, 0.9])
 def test_positions_are_dropped_with_the_given_probability(p):
-    torch.manual_seed(4)
-    keep, dropped = helpers.keep_mask((1000, 1000), p)
+    keep, dropped = helpers.keep_mask((1000, 1000), p, 4)
     assert abs(dropped - p) <= 1 / 131072
-    lost = (~keep).float()
+    lost = 1 - keep
     five_sigma = 5 * (p * (1 - p) / 1e6) ** 0.5
     assert abs(float(lost.mean()) - p) < five_sigma
     for lane in range(4):  # the four that come from one random number
@@ -92,9 +109,9 @@ def test_dropout_leaves_the_mean_of_the_output():
 def test_loaded_models_attend_by_it_in_training_alone(monkeypatch):
     asked, true_mask = [], helpers.keep_mask
 
-    def spy(shape, p):
+    def spy(shape, p, seed):
         asked.append((tuple(shape), p))
-        return true_mask(shape, p)
+        return true_mask(shape, p, seed)
 
     monkeypatch.setattr(helpers, "keep_mask", spy)
     for head in ("classifier", "mlm"):
