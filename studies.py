@@ -598,8 +598,9 @@ def fitting_batches(model, lengths, device):
 
 def device_name(device):
     """Return the GPU's name, or what there is of a CPU."""
+    threads = torch.get_num_threads()
     return torch.cuda.get_device_name(device) if device.type == "cuda" else (
-        f"CPU, {torch.get_num_threads()} threads")
+        f"CPU, {threads} thread{'s' * (threads != 1)}")
 
 
 def memory_of(device):
