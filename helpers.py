@@ -903,7 +903,7 @@ def lr_factor(progress, warmup, decay="linear"):
 # ---- training loop -----------------------------------------------------------------------------
 
 CHECKPOINT_SECONDS = 60  # between checkpoints; each is some 3 times the weights' size
-EVALUATIONS = 6          # points of a run's learning curve, evenly over its steps
+EVALUATIONS = 6          # points of a run's learning curve, evenly over its progress
 
 
 def classifier_forward(model, batch):
@@ -983,19 +983,21 @@ def fit(model, batches, n_steps, steps_per_epoch, forward, config, evaluate=None
     writer = None if rank else open_writer(log_dir)
     optimizer = make_optimizer(model, config)
     step, history, used = resume(run, model, optimizer)
-    eval_every = math.ceil(n_steps / EVALUATIONS)
-    started, saved, whole = time.time() - used, time.time(), True  # whole: no update half done
+    started, saved, lr = time.time() - used, time.time(), 0.0
+    whole = True  # no update is half done
     bar = progress_bar(n_steps, what, "step")
     bar.update(step)
     model.train()
+
+    def progress_now():
+        spent = (time.time() - started) / 60 / config.max_minutes if config.max_minutes else 0
+        return max(step / n_steps, total(0 if rank else spent, device))
+
     try:
         if evaluate and not history:
             history.append(dict(step=0, epoch=0.0, seconds=0.0, **evaluate(model)))
-        while step < n_steps:
-            spent = (time.time() - started) / 60 / config.max_minutes if config.max_minutes else 0
-            progress = max(step / n_steps, total(0 if rank else spent, device))
-            if progress >= 1:
-                break
+        progress = progress_now()
+        while progress < 1:
             lr = config.lr * lr_factor(progress, config.warmup, config.decay)
             for group in optimizer.param_groups:
                 group["lr"] = lr
@@ -1022,8 +1024,10 @@ def fit(model, batches, n_steps, steps_per_epoch, forward, config, evaluate=None
             step, whole = step + 1, True
             row = dict(step=step, epoch=step / steps_per_epoch, lr=lr, grad_norm=norm, loss=loss,
                        targets=targets, seconds=time.time() - started)
-            if evaluate and (step % eval_every == 0 or step == n_steps):
+            before, progress = progress, progress_now()
+            if evaluate and int(progress * EVALUATIONS) > int(before * EVALUATIONS):
                 row.update(evaluate(model))
+                progress = progress_now()  # measuring takes time too
             history.append(row)
             for key in row if writer else ():
                 writer.add_scalar(key, row[key], step)

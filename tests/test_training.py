@@ -562,6 +562,25 @@ def test_a_time_budget(cache, tiny_bert, monkeypatch, capsys, decay):
     assert decay == "linear" or "decayed" not in out
 
 
+def test_a_time_budget_has_a_whole_learning_curve(cache, tiny_bert, monkeypatch):
+    monkeypatch.setattr(helpers, "time", Clock())
+    history = train(TEXTS, LABELS, model=tiny_bert, dev=(TEXTS[:8], LABELS[:8]),
+                    **dict(SHORT, epochs=20, max_minutes=2.0))["history"]
+    measured = [i for i, row in enumerate(history) if "dev_loss" in row]
+    assert measured[0] == 0 and measured[-1] == len(history) - 1, "before and after"
+    assert len(measured) == helpers.EVALUATIONS + 1
+    gaps = [b - a for a, b in zip(measured, measured[1:])]
+    assert max(gaps) < 2 * min(gaps) + 3, "evenly over the time"
+
+
+def test_a_budget_used_up_before_the_first_step(cache, tiny_bert, monkeypatch, capsys):
+    monkeypatch.setattr(helpers, "time", Clock(1000.0))
+    history = train(TEXTS, LABELS, model=tiny_bert, dev=(TEXTS[:8], LABELS[:8]),
+                    **dict(SHORT, max_minutes=1.0))["history"]
+    assert [row["step"] for row in history] == [0]
+    assert "ended it after 0 of 8 steps" in capsys.readouterr().out
+
+
 def test_no_budget_and_a_wide_one_are_the_same(cache, tiny_bert, capsys):
     one, two = (train(TEXTS, LABELS, model=tiny_bert, max_minutes=minutes, **SHORT)
                 for minutes in (0.0, 1e4))
