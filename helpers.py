@@ -16,6 +16,7 @@ import contextlib
 import csv
 import dataclasses
 import difflib
+import functools
 import hashlib
 import inspect
 import io
@@ -28,9 +29,11 @@ import re
 import shutil
 import sys
 import tempfile
+import threading
 import time
 import zlib
 from collections import Counter, namedtuple
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import torch
@@ -583,62 +586,86 @@ def tokenize(texts, tokenizer, chunk=500):
 
 # ---- attention on a CPU ------------------------------------------------------------------------
 
-CACHED = 2 ** 18  # attention weights worked on at once: 1 MB, which stays in a core's cache
+CACHED = 2 ** 19  # attention weights that a core works on at once: 2 MB, about its cache
 
 
-def keep_mask(shape, p, seed):
-    """Return (random mask of 1.0 and 0.0, exact share dropped): 0 with probability p, to 1/65536.
+@functools.lru_cache(maxsize=None)
+def lone_threads(n):
+    """Return a pool of n threads that compute alone: none waits for another after every call."""
+    everyone = threading.Barrier(n)
+
+    def begin():
+        torch.set_num_threads(1)
+        torch.get_num_threads()  # settles it: a thread's first use takes the number set last
+        torch.set_grad_enabled(False)
+        everyone.wait()
+
+    pool = ThreadPoolExecutor(n, initializer=begin)
+    list(pool.map(int, range(n)))  # all have begun ...
+    torch.set_num_threads(n)  # ... and threads of others, if they begin later, have n again
+    return pool
+
+
+def keep_mask(shape, cut, seed):
+    """Return a random mask of 1.0 and 0.0: each is 0 with probability cut / 65536.
 
     A 64-bit random number decides on four positions, a quarter of the cost of bernoulli_().
     """
-    cut, n = round(65536 * p), int(np.prod(shape))
+    n = int(np.prod(shape))
     bits = np.random.SFC64(seed).random_raw(n // 4 + 1).view(np.int16)[:n]
-    mask = torch.empty(shape)
-    return torch.ge(torch.from_numpy(bits).view(shape), cut - 32768, out=mask), cut / 65536
+    return torch.ge(torch.from_numpy(bits).view(shape), cut - 32768, out=torch.empty(shape))
 
 
 class DroppedAttention(torch.autograd.Function):
-    """softmax(query key' + bias), dropout, times value; in pieces that fit a core's cache.
+    """softmax(query key' + bias), dropout, times value; in pieces, each by a core of its own.
 
     query, key, value: (n, seq, size), bias: (n, 1, seq). The backward pass makes weights and masks
     again instead of keeping them: n x seq x seq numbers are never held, as Dao et al. 2022 do it.
     """
 
     @staticmethod
-    def pieces(tensors, p, seed):
-        """Yield (slice, softmax weights, mask / share kept) of one piece after the other."""
-        query, key, bias = tensors
-        seq = query.shape[1]
-        step = max(1, CACHED // seq ** 2)
-        for start in range(0, len(query), step):
+    def by_pieces(work, query, key, bias, cut, seed):
+        """Call work(slice, softmax weights, mask) on all pieces of the n."""
+        step = max(1, CACHED // query.shape[1] ** 2)
+
+        def one(start):
             some = slice(start, start + step)
-            weights = torch.baddbmm(bias[some], query[some], key[some].transpose(1, 2)).softmax(-1)
-            mask, dropped = keep_mask(weights.shape, p, [seed, start])
-            yield some, weights, mask.div_(1 - dropped)
+            scores = torch.bmm(query[some], key[some].transpose(1, 2)).add_(bias[some])
+            work(some, scores.softmax(-1), keep_mask(scores.shape, cut, [seed, start]))
+
+        threads = lone_threads(torch.get_num_threads())
+        list(threads.map(one, range(0, len(query), step)))  # list: wait, and raise what they raise
 
     @staticmethod
     def forward(ctx, query, key, value, bias, p, seed):
         """Return (n, seq, size)."""
-        out = torch.empty_like(query)
-        for some, weights, mask in DroppedAttention.pieces((query, key, bias), p, seed):
+        out, cut = torch.empty_like(query), round(65536 * p)
+
+        def attend(some, weights, mask):
             torch.bmm(weights.mul_(mask), value[some], out=out[some])
+
+        DroppedAttention.by_pieces(attend, query, key, bias, cut, seed)
+        out.mul_(1 / (1 - cut / 65536))
         ctx.save_for_backward(query, key, value, bias, out)
-        ctx.p, ctx.seed = p, seed
+        ctx.cut, ctx.seed = cut, seed
         return out
 
     @staticmethod
     def backward(ctx, grad):
         """Return the gradients of query, key and value."""
         query, key, value, bias, out = ctx.saved_tensors
-        grad = grad.contiguous()
         to_query, to_key, to_value = (torch.empty_like(query) for _ in range(3))
         mean = (grad * out).sum(-1, keepdim=True)  # of a row's gradients, by its weights
-        for some, weights, mask in DroppedAttention.pieces((query, key, bias), ctx.p, ctx.seed):
+        grad = grad * (1 / (1 - ctx.cut / 65536))
+
+        def go_back(some, weights, mask):
             to_weights = torch.bmm(grad[some], value[some].transpose(1, 2)).mul_(mask)
             torch.bmm(mask.mul_(weights).transpose(1, 2), grad[some], out=to_value[some])
             to_scores = to_weights.sub_(mean[some]).mul_(weights)
             torch.bmm(to_scores, key[some], out=to_query[some])
             torch.bmm(to_scores.transpose(1, 2), query[some], out=to_key[some])
+
+        DroppedAttention.by_pieces(go_back, query, key, bias, ctx.cut, ctx.seed)
         return to_query, to_key, to_value, None, None, None
 
 
@@ -949,14 +976,31 @@ def halved(window):
     return halves
 
 
+@contextlib.contextmanager
+def sparse_embeddings(model, device):
+    """On a CPU keep the gradients of word embeddings by row; make one dense tensor at the end.
+
+    Else every micro-batch makes, and adds up, one as large as the vocabulary (47 MB and more).
+    """
+    words = model.bert.embeddings.word_embeddings
+    words.sparse = device.type == "cpu"
+    try:
+        yield
+    finally:
+        words.sparse = False
+        if words.weight.grad is not None and words.weight.grad.is_sparse:
+            words.weight.grad = words.weight.grad.to_dense()
+
+
 def accumulate(model, window, targets, forward, device):
     """Add up the gradients of a window's mean loss; return the loss, None if memory ran out."""
     loss, short = torch.zeros((), device=device), 0
     try:
-        for batch in mine(window):
-            part = summed_loss(forward, model, batch, device) / max(targets, 1)
-            part.backward()
-            loss += part.detach()
+        with sparse_embeddings(model, device):
+            for batch in mine(window):
+                part = summed_loss(forward, model, batch, device) / max(targets, 1)
+                part.backward()
+                loss += part.detach()
     except (RuntimeError, MemoryError) as error:
         if not out_of_memory(error) or max(len(batch["labels"]) for batch in window) == 1:
             raise

@@ -31,18 +31,19 @@ def slow_attention(query, key, value, mask, keep, dropped, scaling):
 @pytest.mark.parametrize("cached", [1, 3 * 40 ** 2, 2 ** 18])
 def test_output_and_gradients_equal_the_definition(monkeypatch, cached):
     made, mask = tensors()
-    keep, dropped = helpers.keep_mask((3 * 2, 40, 40), 0.3, 1)
-    asked = []
+    keep, asked = helpers.keep_mask((3 * 2, 40, 40), round(65536 * 0.3), 1), []
 
-    def given(shape, p, seed):
+    def given(shape, cut, seed):
+        assert cut == round(65536 * 0.3)
         asked.append(shape[0])
-        return keep[seed[1]:seed[1] + shape[0]].clone(), dropped
+        return keep[seed[1]:seed[1] + shape[0]].clone()
 
     monkeypatch.setattr(helpers, "CACHED", cached)
     monkeypatch.setattr(helpers, "keep_mask", given)
     ours = helpers.cpu_attention(None, *made, mask, dropout=0.3, scaling=0.35)[0]
     assert sum(asked) == 6 and len(asked) == {1: 6, 3 * 40 ** 2: 2, 2 ** 18: 1}[cached]
-    wanted = slow_attention(*made, mask, keep.view(3, 2, 40, 40), dropped, 0.35)
+    wanted = slow_attention(*made, mask, keep.view(3, 2, 40, 40), 19661 / 65536,
+                            0.35)
     assert ours.shape == wanted.shape == (3, 40, 2, 8)
     assert torch.allclose(ours, wanted, atol=1e-6)
     weight = torch.randn(ours.shape, generator=torch.Generator().manual_seed(2))
@@ -70,6 +71,20 @@ def test_gradients_are_those_of_finite_differences():
             assert (values[0] - values[1]) / 2e-2 == pytest.approx(float(grad.view(-1)[i]), abs=2e-3)
 
 
+def test_any_number_of_threads_gives_the_same(monkeypatch):
+    made, mask = tensors()
+    monkeypatch.setattr(helpers, "CACHED", 1)  # a piece for each head of each review
+    outcomes, before = [], torch.get_num_threads()
+    for threads in (1, 3):
+        torch.set_num_threads(threads)
+        torch.manual_seed(3)
+        out = helpers.cpu_attention(None, *made, mask, dropout=0.1, scaling=1.0)[0]
+        assert torch.get_num_threads() == threads
+        outcomes.append([out, *torch.autograd.grad(out.pow(2).sum(), made)])
+    torch.set_num_threads(before)
+    assert all(torch.equal(a, b) for a, b in zip(*outcomes))
+
+
 def test_no_mask_is_a_mask_of_ones():
     made, mask = tensors()
     outcomes = []
@@ -81,9 +96,7 @@ def test_no_mask_is_a_mask_of_ones():
 
 @pytest.mark.parametrize("p", [0.1, 0.5, 0.9])
 def test_positions_are_dropped_with_the_given_probability(p):
-    keep, dropped = helpers.keep_mask((1000, 1000), p, 4)
-    assert abs(dropped - p) <= 1 / 131072
-    lost = 1 - keep
+    lost = 1 - helpers.keep_mask((1000, 1000), round(65536 * p), 4)
     five_sigma = 5 * (p * (1 - p) / 1e6) ** 0.5
     assert abs(float(lost.mean()) - p) < five_sigma
     for lane in range(4):  # the four that come from one random number
@@ -109,9 +122,9 @@ def test_dropout_leaves_the_mean_of_the_output():
 def test_loaded_models_attend_by_it_in_training_alone(monkeypatch):
     asked, true_mask = [], helpers.keep_mask
 
-    def spy(shape, p, seed):
-        asked.append((tuple(shape), p))
-        return true_mask(shape, p, seed)
+    def spy(shape, cut, seed):
+        asked.append((tuple(shape), cut))
+        return true_mask(shape, cut, seed)
 
     monkeypatch.setattr(helpers, "keep_mask", spy)
     for head in ("classifier", "mlm"):
@@ -121,7 +134,7 @@ def test_loaded_models_attend_by_it_in_training_alone(monkeypatch):
         assert not asked
         model.train()(ids, attention_mask=ids)
         assert len(asked) == model.config.num_hidden_layers
-        assert asked[0] == ((2 * model.config.num_attention_heads, 10, 10), 0.25)
+        assert asked[0] == ((2 * model.config.num_attention_heads, 10, 10), 16384)
         asked.clear()
 
 
