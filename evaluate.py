@@ -8,6 +8,7 @@
 Reads PART.texts and PART.labels of train, dev, test, dev-b and test-b (and train_unlabeled for
 pretraining), prints the accuracy of every labelled part, and writes a line `PART/INDEX<TAB>label`
 for each review. --set KEY=VALUE reaches helpers.train, --set pretrain.KEY=VALUE helpers.pretrain.
+Exit code: 0 done, 2 wrong use or a full disk, 130/143 stopped by Ctrl-C or SIGTERM.
 """
 import argparse
 import ast
@@ -17,8 +18,21 @@ import signal
 import sys
 import time
 
-import helpers
-from helpers import LABEL_IDS, PARTS, InputError
+
+def stopped(number):
+    """Say in one line how to go on after a signal; return the exit code."""
+    print("evaluate.py: interrupted; the same command goes on from the last checkpoint",
+          file=sys.stderr, flush=True)
+    return 128 + number
+
+
+STOPS = signal.SIGINT, signal.SIGTERM
+if __name__ == "__main__":  # while libraries are loaded, which takes seconds, nothing is to save
+    for number in STOPS:
+        signal.signal(number, lambda number, frame: os._exit(stopped(number)))
+
+import helpers  # noqa: E402
+from helpers import LABEL_IDS, PARTS, InputError  # noqa: E402
 
 SAMPLE = os.path.join("data", "sample")
 TINY = os.path.join(SAMPLE, "bert")
@@ -149,30 +163,36 @@ def run(argv=None):
         minutes = (time.time() - started) / 60
         print(f"{helpers.describe(params)}: {minutes:.1f} minutes", flush=True)
     started = time.time()
-    params = helpers.train(data["train"].texts, data["train"].labels, params, **overrides)
+    params = helpers.train(data["train"].texts, data["train"].labels, params, hold=True,
+                           **overrides)
     print(f"training: {(time.time() - started) / 60:.1f} minutes", flush=True)
     started = time.time()
     predicted = {part: helpers.classify(data[part].texts, params) for part in PARTS}
     print(f"classification: {(time.time() - started) / 60:.1f} minutes", flush=True)
     if not helpers.processes()[0]:
         write_predictions(args.out, data, predicted)
+        helpers.forget(params["run"])
         report(data, predicted, seen)
+
+
+def interrupt(number, frame):
+    """Raise what Ctrl-C raises, so that a checkpoint is written first."""
+    raise KeyboardInterrupt(number)
 
 
 def main(argv=None):
     """Run; return the exit code, with one clear line for what the user can mend."""
     try:
-        signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: a checkpoint first
+        for number in STOPS:
+            signal.signal(number, interrupt)
         with helpers.joined_processes():
             run(argv)
         return 0
     except (InputError, helpers.Diverged) as error:
         print(f"evaluate.py: {error}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        print("evaluate.py: interrupted; the same command goes on from the last checkpoint",
-              file=sys.stderr)
-        return 130
+    except KeyboardInterrupt as error:
+        return stopped(*error.args or STOPS[:1])
 
 
 if __name__ == "__main__":

@@ -12,11 +12,13 @@ to pieces -> model -> batches -> optimizer and schedule -> training loop -> clas
 """
 from __future__ import annotations
 
+import array
 import contextlib
 import csv
 import dataclasses
 import difflib
 import functools
+import glob
 import hashlib
 import inspect
 import io
@@ -27,6 +29,7 @@ import math
 import os
 import re
 import shutil
+import signal
 import sys
 import tempfile
 import threading
@@ -173,23 +176,59 @@ def cache_dir(*parts):
 
 
 @contextlib.contextmanager
-def written_whole(path, mode="w"):
-    """Open a file aside that takes the place of `path` when the block ends well: old or new."""
-    folder = os.path.dirname(os.path.abspath(path))
-    os.makedirs(folder, exist_ok=True)
-    text = {} if "b" in mode else {"encoding": "utf-8", "newline": "\n"}
-    handle, aside = tempfile.mkstemp(dir=folder, prefix=os.path.basename(path), suffix=".tmp")
+def writing(path, size):
+    """Turn an OSError of the block into one line: the path, the bytes, and how many are free."""
     try:
-        with os.fdopen(handle, mode, **text) as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(aside, 0o644)
-        os.replace(aside, path)
-    except BaseException:
+        yield
+    except OSError as error:
+        room = "an unknown number"
         with contextlib.suppress(OSError):
-            os.remove(aside)
-        raise
+            room = f"{shutil.disk_usage(os.path.dirname(os.path.abspath(path))).free:,}"
+        raise InputError(f"{path}: cannot be written ({error.strerror or one_line(error)}): it "
+                         f"needs {size:,} bytes, {room} are free; make room or name another "
+                         f"place; what was there is intact") from None
+
+
+@contextlib.contextmanager
+def written_whole(path, mode="w"):
+    """Open a file in memory; when the block ends well it takes the place of `path`: old or new.
+
+    Raises InputError for a full or read-only disk.
+    """
+    with (io.BytesIO() if "b" in mode else io.StringIO()) as file:
+        yield file
+        if "b" not in mode:
+            return put(path, file.getvalue().encode("utf-8"))
+        with file.getbuffer() as data:
+            put(path, data)
+
+
+def put(path, data):
+    """Write bytes aside, to the disk, then rename: a crash leaves the old file or the new one."""
+    (folder, name), aside = os.path.split(os.path.abspath(path)), ""
+    with writing(path, len(data)):
+        try:
+            os.makedirs(folder, exist_ok=True)
+            clear_asides(path)
+            handle, aside = tempfile.mkstemp(dir=folder, prefix=name, suffix=".tmp")
+            with os.fdopen(handle, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            os.chmod(aside, 0o644)
+            os.replace(aside, path)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                os.remove(aside)
+            raise
+
+
+def clear_asides(path):
+    """Remove what a killed process left beside `path` a day ago or earlier."""
+    for aside in glob.glob(glob.escape(path) + "????????.tmp"):
+        with contextlib.suppress(OSError):
+            if time.time() - os.path.getmtime(aside) > 86400:
+                shutil.rmtree(aside) if os.path.isdir(aside) else os.remove(aside)
 
 
 def save_json(path, value):
@@ -209,11 +248,11 @@ def set_aside(path):
 
 def save_state(path, state):
     """Write tensors and plain values, led by the SHA-256 of what follows."""
-    buffer = io.BytesIO()
-    torch.save(state, buffer, **LEGACY_FORMAT)
     with written_whole(path, "wb") as file:
-        file.write(hashlib.sha256(buffer.getbuffer()).digest())
-        file.write(buffer.getbuffer())
+        file.write(bytes(32))
+        torch.save(state, file, **LEGACY_FORMAT)
+        with file.getbuffer() as data, data[32:] as payload:
+            data[:32] = hashlib.sha256(payload).digest()
 
 
 def load_state(path):
@@ -230,6 +269,11 @@ def load_state(path):
 
 def digest(*parts):
     """Return the hex SHA-256 of arrays, bytes and JSON-able values, in order."""
+    return digest_of(parts)
+
+
+def digest_of(parts):
+    """Return what `digest` does of an iterable, which need not fit the memory."""
     sha = hashlib.sha256()
     for part in parts:
         if isinstance(part, np.ndarray):
@@ -525,13 +569,14 @@ class Pieces:
 def tokenize_all(texts, tokenizer):
     """Return the Pieces of the texts; done once, then found in the cache by content."""
     words = tokenizer.convert_ids_to_tokens(list(range(len(tokenizer))))
-    key = digest(words, tokenizer.tokenize("A\u00e9 B"), *map(utf8, texts))  # cased or not
+    kind = words, tokenizer.tokenize("A\u00e9 B")  # cased or not
+    key = digest_of(itertools.chain(kind, map(utf8, texts)))
     path = os.path.join(cache_dir("pieces"), key[:32] + ".npy")
     if processes()[0]:
         wait_for_all()  # the first process tokenizes, the others find its table
     table = load_table(path)
     if table is None:
-        table = sealed_table(list(tokenize(texts, tokenizer)))
+        table = sealed_table(tokenize(texts, tokenizer))
         with written_whole(path, "wb") as file:
             np.save(file, table)
     if not processes()[0]:
@@ -545,9 +590,14 @@ def utf8(text):
 
 
 def sealed_table(rows):
-    """Return arrays of ids as one int32 array, laid out as `Pieces` says."""
-    offsets = np.cumsum([0] + [len(row) for row in rows])
-    table = np.concatenate([[0, len(rows)], offsets, *rows]).astype(np.int32)
+    """Return arrays of ids, one after another, as the one int32 array that `Pieces` describes."""
+    ids, offsets = array.array("i"), [0]  # 4 bytes an id, whatever the number of rows
+    for row in rows:
+        ids.frombytes(row.tobytes())
+        offsets.append(len(ids))
+    table = np.empty(len(offsets) + 2 + len(ids), dtype=np.int32)
+    table[1], table[2:len(offsets) + 2] = len(offsets) - 1, offsets
+    table[len(offsets) + 2:] = ids
     table[0] = zlib.crc32(table[1:].data) >> 1
     return table
 
@@ -800,33 +850,45 @@ def check_tokenizer(tokenizer, config, name):
         "sequence-length-is-longer-than-the-specified-maximum"] = True
 
 
-def save_bert(folder, model, tokenizer, note):
+def save_bert(folder, model, tokenizer, note, history=None):
     """Write a folder that `load_bert` reads on both stacks; it appears whole or not at all.
 
-    note: a dict for note.json, which also gets the SHA-256 of the weights.
+    note: a dict for note.json, which also gets the SHA-256 of the weights, and a checksum of all
+    that makes the model. history: for history.json and .csv.
     """
-    parent = os.path.dirname(os.path.abspath(folder))
-    os.makedirs(parent, exist_ok=True)
-    aside = tempfile.mkdtemp(dir=parent, suffix=".tmp")
-    weights = os.path.join(aside, "pytorch_model.bin")
+    state = {key: value.cpu() for key, value in model.state_dict().items()}
     config = {key: value for key, value in model.config.to_dict().items()
               if key not in ("dtype", "_name_or_path", "pruned_heads")}
-    try:
-        save_json(os.path.join(aside, "config.json"), dict(config, model_type="bert"))
-        with written_whole(os.path.join(aside, "vocab.txt")) as file:
-            file.writelines(word + "\n" for word in tokenizer.convert_ids_to_tokens(
-                list(range(len(tokenizer)))))
-        with written_whole(weights, "wb") as file:
-            torch.save({key: value.cpu() for key, value in model.state_dict().items()}, file,
-                       **LEGACY_FORMAT)
-        save_json(os.path.join(aside, "note.json"), dict(note, sha256=file_digest(weights)))
-        os.chmod(aside, 0o755)
-        os.rename(aside, folder)
-    except OSError:
-        if not os.path.isdir(folder):  # else another process was first, with the same
-            raise
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
+    parent, name = os.path.split(os.path.abspath(folder))
+    with writing(folder, sum(value.numel() * value.element_size() for value in state.values())):
+        os.makedirs(parent, exist_ok=True)
+        clear_asides(folder)
+        aside = tempfile.mkdtemp(dir=parent, prefix=name, suffix=".tmp")
+        try:
+            save_json(os.path.join(aside, "config.json"), dict(config, model_type="bert"))
+            with written_whole(os.path.join(aside, "vocab.txt")) as file:
+                file.writelines(word + "\n" for word in tokenizer.convert_ids_to_tokens(
+                    list(range(len(tokenizer)))))
+            with written_whole(os.path.join(aside, "pytorch_model.bin"), "wb") as file:
+                torch.save(state, file, **LEGACY_FORMAT)
+            if history:
+                save_history(os.path.join(aside, "history"), history)
+            note = dict(note, sha256=file_digest(os.path.join(aside, "pytorch_model.bin")))
+            save_json(os.path.join(aside, "note.json"), dict(note, checksum=seal(aside, note)))
+            os.chmod(aside, 0o755)
+            try:
+                os.rename(aside, folder)
+            except OSError:
+                if not os.path.isdir(folder):  # else another process was first, with the same
+                    raise
+        finally:
+            shutil.rmtree(aside, ignore_errors=True)
+
+
+def seal(folder, note):
+    """Return the checksum of a note and of the files that make its folder a model."""
+    return digest(note, *(file_digest(os.path.join(folder, name)) for name in (
+        "config.json", "vocab.txt", "pytorch_model.bin")))
 
 
 def weights_digest(model):
@@ -841,10 +903,16 @@ def weights_digest(model):
 CPU_TOKENS = 2048  # of a micro-batch on a CPU, which gains nothing from more, but pads more
 
 
+@functools.lru_cache(maxsize=2)
+def order_of_epoch(n, data_seed, epoch):
+    """Return the epoch's order of the numbers below n, a tensor; drawn once."""
+    return torch.randperm(n, generator=generator("order", data_seed, epoch))
+
+
 def sample_of_step(n, batch_size, step, data_seed):
     """Return the indices of the step's random sample: fixed by (data_seed, epoch, step) alone."""
     epoch, within = divmod(step, math.ceil(n / batch_size))
-    order = torch.randperm(n, generator=generator("order", data_seed, epoch))
+    order = order_of_epoch(n, data_seed, epoch)
     return order[within * batch_size:(within + 1) * batch_size].tolist()
 
 
@@ -1027,8 +1095,7 @@ def fit(model, batches, n_steps, steps_per_epoch, forward, config, evaluate=None
     writer = None if rank else open_writer(log_dir)
     optimizer = make_optimizer(model, config)
     step, history, used = resume(run, model, optimizer)
-    started, saved, lr = time.time() - used, time.time(), 0.0
-    whole = True  # no update is half done
+    started, saved, lr = time.time() - used, time.time(), history[-1].get("lr", 0) if step else 0
     bar = progress_bar(n_steps, what, "step")
     bar.update(step)
     model.train()
@@ -1040,6 +1107,8 @@ def fit(model, batches, n_steps, steps_per_epoch, forward, config, evaluate=None
     try:
         if evaluate and not history:
             history.append(dict(step=0, epoch=0.0, seconds=0.0, **evaluate(model)))
+        if history and "due" in history[-1]:  # it was interrupted while it was measured
+            measure_due(history[-1], evaluate, model)
         progress = progress_now()
         while progress < 1:
             lr = config.lr * lr_factor(progress, config.warmup, config.decay)
@@ -1052,7 +1121,7 @@ def fit(model, batches, n_steps, steps_per_epoch, forward, config, evaluate=None
             targets = count_targets(window)  # of the whole accumulation window
             loss = accumulate(model, window, targets, forward, device)
             if loss is None:
-                optimizer.zero_grad()
+                clear_gradients(model)
                 halvings += 1
                 print(f"{what}: out of memory at step {step + 1}; micro-batches are halved, the "
                       f"step is repeated, the optimizer's batch stays the same", flush=True)
@@ -1062,17 +1131,19 @@ def fit(model, batches, n_steps, steps_per_epoch, forward, config, evaluate=None
             if not math.isfinite(loss + norm):
                 raise Diverged(f"loss {loss}, gradient norm {norm} at step {step + 1} of "
                                f"{n_steps} with lr {lr:.3g}; lower lr or lengthen warmup")
-            whole = False
-            optimizer.step()
-            optimizer.zero_grad()
-            step, whole = step + 1, True
-            row = dict(step=step, epoch=step / steps_per_epoch, lr=lr, grad_norm=norm, loss=loss,
-                       targets=targets, seconds=time.time() - started)
-            before, progress = progress, progress_now()
-            if evaluate and int(progress * EVALUATIONS) > int(before * EVALUATIONS):
-                row.update(evaluate(model))
+            with uninterrupted():  # so that whatever stops the run, a step is whole
+                optimizer.step()
+                clear_gradients(model)
+                step += 1
+                row = dict(step=step, epoch=step / steps_per_epoch, lr=lr, grad_norm=norm,
+                           loss=loss, targets=targets, seconds=time.time() - started)
+                before, progress = progress, progress_now()
+                if evaluate and int(progress * EVALUATIONS) > int(before * EVALUATIONS):
+                    row["due"] = True
+                history.append(row)
+            if "due" in row:
+                measure_due(row, evaluate, model)
                 progress = progress_now()  # measuring takes time too
-            history.append(row)
             for key in row if writer else ():
                 writer.add_scalar(key, row[key], step)
             bar.update(1)
@@ -1080,7 +1151,7 @@ def fit(model, batches, n_steps, steps_per_epoch, forward, config, evaluate=None
                 checkpoint(run, model, optimizer, history, time.time() - started)
                 saved = time.time()
     except KeyboardInterrupt:
-        if run and not rank and whole and history and history[-1]["step"] == step:
+        if run and not rank and history:
             checkpoint(run, model, optimizer, history, time.time() - started)
         print(f"\n{what} interrupted at step {step} of {n_steps}"
               f"{'; the same call goes on from its last checkpoint' if run else ''}", flush=True)
@@ -1096,10 +1167,39 @@ def fit(model, batches, n_steps, steps_per_epoch, forward, config, evaluate=None
     return history
 
 
+def clear_gradients(model):
+    """Forget all gradients; PyTorch 1.3's zero_grad leaves zeros, which a resumed run lacks."""
+    for parameter in model.parameters():
+        parameter.grad = None
+
+
+def measure_due(row, evaluate, model):
+    """Add the figures of evaluate(model) to a row of the history that they are due in."""
+    row.update(evaluate(model))
+    del row["due"]
+
+
+@contextlib.contextmanager
+def uninterrupted():
+    """Hold Ctrl-C, and SIGTERM where it is handled, back until the block is done."""
+    came, handlers = [], {}
+    with contextlib.suppress(ValueError):  # not the main thread: no signal comes here
+        for number in (signal.SIGINT, signal.SIGTERM):
+            if callable(signal.getsignal(number)):
+                handlers[number] = signal.signal(number, lambda *args: came.append(args))
+    try:
+        yield
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+    for number, frame in came:
+        handlers[number](number, frame)
+
+
 def checkpoint(path, model, optimizer, history, seconds):
     """Write all that the run needs to go on; what is random depends on seeds and step alone."""
-    save_state(path, {"model": model.state_dict(), "optimizer": optimizer.state_dict(),
-                      "history": history, "seconds": seconds})
+    save_state(path, {"model": model.state_dict(), "history": history, "seconds": seconds,
+                      "optimizer": optimizer and optimizer.state_dict()})
 
 
 def resume(path, model, optimizer):
@@ -1108,7 +1208,8 @@ def resume(path, model, optimizer):
     if state is None:
         return 0, [], 0.0
     model.load_state_dict(state["model"])
-    optimizer.load_state_dict(state["optimizer"])
+    if state["optimizer"]:  # a finished run needs it no more
+        optimizer.load_state_dict(state["optimizer"])
     step = state["history"][-1]["step"]
     print(f"goes on from the checkpoint after step {step}", flush=True)
     return step, state["history"], state["seconds"]
@@ -1162,23 +1263,24 @@ def prepare(texts, tokenizer, config):
     return tokenize_all([kept_words(text, config.words, config.keep) for text in texts], tokenizer)
 
 
-def start(config, head, *content):
+def start(config, head, content):
     """Return (model on its device, tokenizer, key of the run) for `train` and `pretrain`."""
     model, tokenizer = load_bert(config.model, head, config.dropout, config.attention_dropout,
                                  config.seed)
-    key = digest(head, settings(config), weights_digest(model), VERSIONS, *content)[:32]
+    known = head, settings(config), weights_digest(model), VERSIONS
+    key = digest_of(itertools.chain(known, content))[:32]
     return model.to(pick_device(config.device)), tokenizer, key
 
 
 def train(texts, labels, pretrain_params=None, dev=None, n_eval=500, log_dir="", save_as="",
-          **overrides):
+          hold=False, **overrides):
     """Fine-tune BERT on all the given reviews; return the params that `classify` takes.
 
     pretrain_params: what `pretrain` returned: BERT starts from there. dev: (texts, labels) held
     out; n_eval of them, and of the training reviews, give the learning curve. log_dir: of
     TensorBoard. save_as: stem of the history's .json and .csv. overrides: fields of Config.
     An unfinished run of the same texts, labels, weights and settings is resumed; a finished one is
-    never reused.
+    never reused, unless hold=True leaves it to the same call until forget(params["run"]).
     """
     config = make_config(**overrides)
     if pretrain_params is not None:
@@ -1188,7 +1290,8 @@ def train(texts, labels, pretrain_params=None, dev=None, n_eval=500, log_dir="",
     if len(set(label_ids)) < 2:
         raise InputError("the training reviews do not carry both labels, neg and pos")
     with torch.random.fork_rng():  # whoever calls keeps their own random stream
-        model, tokenizer, key = start(config, "classifier", label_ids, *map(utf8, texts))
+        model, tokenizer, key = start(config, "classifier", itertools.chain(
+            [label_ids], map(utf8, texts)))
         curves = {"train": (texts, label_ids), "dev": check_texts(*dev)} if dev else {}
         for name, (some, ids) in curves.items():
             if not some or len(some) != len(ids) or n_eval < 1:
@@ -1206,11 +1309,14 @@ def train(texts, labels, pretrain_params=None, dev=None, n_eval=500, log_dir="",
         run = os.path.join(cache_dir("runs"), key + ".checkpoint")
         history = fit(model, batches, config.epochs * per_epoch, per_epoch, classifier_forward,
                       config, evaluate if dev else None, run, log_dir)
-    forget(run)
+    if not hold:
+        forget(run)
+    elif not processes()[0]:
+        checkpoint(run, model, None, history, math.inf)  # inf: no time is left of a budget
     if save_as:
         save_history(save_as, history)
     return {"model": model, "tokenizer": tokenizer, "config": config, "history": history,
-            "pretrained": pretrain_params}
+            "pretrained": pretrain_params, "run": run}
 
 
 def forget(path):
@@ -1375,7 +1481,7 @@ def pretrain(texts, parts=(), log_dir="", **overrides):
     if len(texts) < 2:
         raise InputError(f"{len(texts)} different non-blank texts; pretrain needs 2 or more")
     with torch.random.fork_rng():
-        model, tokenizer, key = start(config, "mlm", *map(utf8, texts))
+        model, tokenizer, key = start(config, "mlm", map(utf8, texts))
         folder = os.path.join(cache_dir("pretrained"), key)
         note = read_note(folder)
         if note is None:
@@ -1412,8 +1518,7 @@ def run_mlm(model, tokenizer, texts, config, folder, log_dir=""):
             "model": config.model, "n_texts": len(texts), "n_held_out": len(held), "curve": curve,
             "n_windows": len(windows), "config": settings(config), "versions": VERSIONS,
             "loss_before": curve[0]["held_out_loss"], "loss_after": curve[-1]["held_out_loss"],
-            "minutes": history[-1]["seconds"] / 60})
-        save_history(os.path.join(folder, "history"), history)
+            "minutes": history[-1]["seconds"] / 60}, history)
         forget(folder + ".checkpoint")
     wait_for_all()
 
@@ -1422,10 +1527,10 @@ def read_note(folder):
     """Return the note of a finished pretraining, or None; a damaged one is set aside."""
     if not os.path.isdir(folder):
         return None
-    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
         with open(os.path.join(folder, "note.json"), encoding="utf-8") as file:
             note = json.load(file)
-        if note["sha256"] == file_digest(os.path.join(folder, "pytorch_model.bin")):
+        if note.pop("checksum") == seal(folder, note):
             return note
     return set_aside(folder)
 

@@ -1,8 +1,6 @@
 """Files that are whole or not there, checksums, seeds, and where the cache is."""
 import json
 import os
-import signal
-import time
 
 import numpy as np
 import pytest
@@ -44,26 +42,6 @@ def test_an_exception_inside_leaves_the_old(tmp_path, error):
                 raise error()
         assert (path.read_bytes() if path.exists() else None) == old
         assert len(os.listdir(str(tmp_path))) == bool(old)
-
-
-@pytest.mark.parametrize("old", [None, b"old"])
-def test_a_kill_leaves_the_old(tmp_path, old):
-    path = tmp_path / "file"
-    if old:
-        path.write_bytes(old)
-    child = os.fork()
-    if child == 0:
-        with written_whole(str(path), "wb") as file:
-            while True:
-                file.write(b"new" * 10000)
-                file.flush()
-    until = time.time() + 20
-    while time.time() < until and sum(f.stat().st_size for f in tmp_path.iterdir()) < 100000:
-        time.sleep(0.005)
-    os.kill(child, signal.SIGKILL)
-    os.waitpid(child, 0)
-    assert (path.read_bytes() if path.exists() else None) == old
-    assert [f for f in tmp_path.iterdir() if f.suffix == ".tmp"]  # it was killed midway
 
 
 def test_whoever_reads_the_old_reads_on(tmp_path):

@@ -110,8 +110,8 @@ def test_saving_and_loading_keeps_every_bit(tiny_bert, tmp_path):
     assert tokenizer.convert_ids_to_tokens(ids) == tokenizer_back.convert_ids_to_tokens(ids)
     with open(str(tmp_path / "saved" / "note.json")) as file:
         note = json.load(file)
-    assert note == {"n": 1, "sha256": helpers.file_digest(
-        str(tmp_path / "saved" / "pytorch_model.bin"))}
+    sealed = {"n": 1, "sha256": helpers.file_digest(str(tmp_path / "saved" / "pytorch_model.bin"))}
+    assert note == dict(sealed, checksum=helpers.seal(str(tmp_path / "saved"), sealed))
     assert os.listdir(str(tmp_path)) == ["saved"]
 
 
@@ -122,7 +122,7 @@ def test_a_folder_is_saved_whole_or_not_at_all(tiny_bert, tmp_path, monkeypatch)
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(torch, "save", full)
-    with pytest.raises(OSError, match="No space"):
+    with pytest.raises(helpers.InputError, match="saved: cannot be written .No space"):
         save_bert(str(tmp_path / "saved"), model, tokenizer, {})
     assert os.listdir(str(tmp_path)) == []
 
