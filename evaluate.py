@@ -12,6 +12,7 @@ Exit code: 0 done, 2 wrong use or a full disk, 130/143 stopped by Ctrl-C or SIGT
 """
 import argparse
 import ast
+import contextlib
 import json
 import os
 import signal
@@ -42,9 +43,15 @@ SAMPLE_PRETRAIN = {"lr": 5e-4}
 SHORT = ("dev-b", "test-b")  # short reviews: another domain than the training reviews
 
 
+def refuse(message):
+    """Refuse a command line in one line, where argparse prints its usage too."""
+    raise InputError(f"{message}; see --help")
+
+
 def parse_arguments(argv):
     """Return the command line's values."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.error = refuse
     parser.add_argument("--data", help="folder in FILIMDB's layout (default: %s)" % SAMPLE)
     parser.add_argument("--model", help="BERT's folder or hub name (default: bert-base-uncased; "
                                         "for the sample its tiny BERT)")
@@ -82,20 +89,27 @@ def check_output(path):
         raise InputError(f"--out {path}: not a file in a folder that can be written; name another")
 
 
-def check_training(config, data_dir, labels):
-    """Refuse what `train` would refuse, before hours are spent on pretraining."""
+def check_training(configs, data_dir, labels):
+    """Refuse what `train` or `pretrain` would refuse, before hours are spent."""
     path = os.path.join(data_dir, "train.labels")
     if labels is None:
-        raise InputError(f"{path}: missing; training needs it")
+        raise InputError(f"{path}: missing; training needs neg or pos for every review")
     if len(set(labels)) < 2:
         raise InputError(f"{path}: holds {labels[0]} alone; training needs neg and pos")
-    path = os.path.join(helpers.find_path(config.model), "config.json")
-    limit = 512
-    if os.path.isfile(path):
+    for config in configs:
+        helpers.pick_device(config.device)
+        limit = positions_of(config.model)
+        if config.seq_len > limit:
+            raise InputError(f"seq_len={config.seq_len}: the model has {limit} positions, no more")
+
+
+def positions_of(model):
+    """Return the positions of a model's folder; 512 where load_bert is to find the fault."""
+    path = os.path.join(helpers.find_path(model), "config.json")
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
         with open(path, encoding="utf-8") as file:
-            limit = json.load(file).get("max_position_embeddings", limit)
-    if config.seq_len > limit:
-        raise InputError(f"seq_len={config.seq_len}: the model has {limit} positions")
+            return int(json.load(file)["max_position_embeddings"])
+    return 512
 
 
 def pretrain_parts(data_dir, data, transductive):
@@ -137,6 +151,15 @@ def report(data, predicted, seen):
               f"{len(labels):,} reviews ({'; '.join(note)}; {seen})", flush=True)
 
 
+def warn_of_one_class(data, predicted):
+    """Say loudly which parts with both labels are called neg, or pos, from end to end."""
+    for part in PARTS:
+        if len(set(data[part].labels or [])) > 1 and len(set(predicted[part])) == 1:
+            helpers.warn(f"{part}: all {len(predicted[part])} reviews are called "
+                         f"{predicted[part][0]}: the training collapsed; lower lr, lengthen "
+                         f"warmup or take another seed")
+
+
 def run(argv=None):
     """Pretrain, train, classify, report and write predictions."""
     args = parse_arguments(argv)
@@ -153,7 +176,9 @@ def run(argv=None):
         overrides["model"] = args.model
     pretrain_overrides.setdefault("model", overrides.get("model", helpers.default_model()))
     data = helpers.load_filimdb(data_dir)
-    check_training(helpers.make_config(**overrides), data_dir, data["train"].labels)
+    check_training([helpers.make_config(**overrides),
+                    helpers.make_config(helpers.MLM_DEFAULTS, **pretrain_overrides)],
+                   data_dir, data["train"].labels)
     params, seen = None, "no pretraining"
     started = time.time()
     if not args.no_pretrain:
@@ -173,6 +198,7 @@ def run(argv=None):
         write_predictions(args.out, data, predicted)
         helpers.forget(params["run"])
         report(data, predicted, seen)
+        warn_of_one_class(data, predicted)
 
 
 def interrupt(number, frame):
@@ -189,7 +215,7 @@ def main(argv=None):
             run(argv)
         return 0
     except (InputError, helpers.Diverged) as error:
-        print(f"evaluate.py: {error}", file=sys.stderr)
+        print("evaluate.py:", " ".join(str(error).split()), file=sys.stderr)
         return 2
     except KeyboardInterrupt as error:
         return stopped(*error.args or STOPS[:1])

@@ -15,6 +15,7 @@ from __future__ import annotations
 import array
 import contextlib
 import csv
+import ctypes
 import dataclasses
 import difflib
 import functools
@@ -27,6 +28,7 @@ import json
 import logging
 import math
 import os
+import pickle
 import re
 import shutil
 import signal
@@ -118,7 +120,8 @@ RULES = {  # key: (what its value must be, in words, the check)
     "lr": ("more than 0 and finite", lambda v: 0 < v < math.inf),
     "model": ("a hub name or a folder", bool), "device": ("a device's name", lambda v: True),
     **dict.fromkeys(("batch_size", "accumulation", "epochs"), ("1 or more", lambda v: v >= 1)),
-    **dict.fromkeys(("warmup", "dropout", "attention_dropout"),
+    "warmup": ("a share of all steps, at least 0 and below 1", lambda v: 0 <= v < 1),
+    **dict.fromkeys(("dropout", "attention_dropout"),
                     ("at least 0 and below 1", lambda v: 0 <= v < 1)),
 }
 AT_LEAST_0 = ("0 or more, and finite", lambda v: 0 <= v < math.inf)  # every other key
@@ -262,9 +265,10 @@ def load_state(path):
             checksum, payload = file.read(32), file.read()
     except FileNotFoundError:
         return None
-    if hashlib.sha256(payload).digest() != checksum:
-        return set_aside(path)
-    return torch.load(io.BytesIO(payload), map_location="cpu", **WEIGHTS_ONLY)
+    with contextlib.suppress(pickle.UnpicklingError):  # what is no tensor and no plain value
+        if hashlib.sha256(payload).digest() == checksum:
+            return torch.load(io.BytesIO(payload), map_location="cpu", **WEIGHTS_ONLY)
+    return set_aside(path)
 
 
 def digest(*parts):
@@ -426,9 +430,11 @@ def read_lines(path):
         with open(path, encoding="utf-8", newline="\n") as file:
             text = file.read()
     except FileNotFoundError:
-        raise InputError(f"{path}: no such file") from None
+        raise InputError(f"{path}: no such file; `make data` fetches all of FILIMDB") from None
     except UnicodeDecodeError as error:
         raise InputError(f"{path}: not UTF-8 at byte {error.start}; save it as UTF-8") from None
+    except OSError as error:  # a folder, no permission
+        raise InputError(f"{path}: cannot be read ({error.strerror}); give a text file") from None
     if text.startswith("\ufeff"):
         warn(f"{path}: byte-order mark dropped")
         text = text[1:]
@@ -799,7 +805,7 @@ def load_bert(model=None, head="classifier", dropout=0.1, attention_dropout=0.1,
     lacking = [key for key in missing if key not in new]
     if lacking:
         raise InputError(f"model {name!r}: its weights lack {len(lacking)} tensors of a BERT "
-                         f"({lacking[0]}, ...); is it one?")
+                         f"({lacking[0]}, ...); give a whole BERT")
     check_tokenizer(tokenizer, config, name)
     use_cpu_attention(bert)
     fill_new(bert, new, seed)
@@ -815,6 +821,8 @@ def attempt(what, name, load, *args, **kwargs):
     try:
         return load(*args, **kwargs)
     except Exception as error:
+        if not WEIGHTS_ONLY:  # PyTorch 1.3 aborts when it frees a tensor that it read by half
+            ctypes.pythonapi.Py_IncRef(ctypes.py_object(error))
         raise InputError(
             f"model {name!r}: its {what} could not be loaded, neither from a local folder nor "
             f"from the hub ({one_line(error)}); give a folder with config.json, vocab.txt and "
@@ -1354,7 +1362,18 @@ def predict_logits(model, pieces, tokenizer, config, what=""):
     if what:
         bar.close()
     model.train(training)
-    return total(logits.to(device)).cpu()
+    return finite(total(logits.to(device)).cpu())
+
+
+def finite(outcome):
+    """Return what a model gave, a tensor or a number; Diverged where it is NaN or infinite.
+
+    The loss of a step is taken before its update, so the last update may break a model unseen.
+    """
+    if not torch.isfinite(torch.as_tensor(outcome)).all():
+        raise Diverged("the model gives NaN or infinite numbers: its training diverged; lower lr "
+                       "or lengthen warmup")
+    return outcome
 
 
 def tell_estimate(what, n, minutes):
@@ -1465,7 +1484,7 @@ def mlm_loss(model, batches, device):
         for batch in mine(batches):
             loss += float(summed_loss(mlm_forward, model, batch, device))
     model.train(training)
-    return total(loss, device) / max(1, count_targets(batches))
+    return finite(total(loss, device) / max(1, count_targets(batches)))
 
 
 def pretrain(texts, parts=(), log_dir="", **overrides):

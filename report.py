@@ -26,6 +26,7 @@ from pages import find_cell, judge, read_headline, read_json, write_index, write
 
 ROOT = Path(__file__).resolve().parent
 NOTEBOOKS, PROFILES = ROOT / "notebooks", ROOT / "profiles"
+MAY_BE_0 = "n_train", "n_dev", "mlm_minutes", "seeds"  # all, all, no limit, a seed like others
 BEAT, GRACE = 10, 60  # seconds between two signs of life; for an interrupted cell to save its work
 RUNNER = """import json, os, sys, threading
 # The pipe ends when report.py is gone, even by kill -9: go too, and the kernel follows.
@@ -58,6 +59,17 @@ def fits(value, default):
             or type(default) is float and type(value) is int)
 
 
+def in_bounds(key, value):
+    """Tell whether a parameter's numbers can be used: finite, 0 only where it has a sense."""
+    if isinstance(value, list):
+        return bool(value) and all(in_bounds(key, one) for one in value)
+    if type(value) not in (int, float):
+        return True
+    if key == "seq_len":  # [CLS], a piece and [SEP] at least; BERT's number of positions at most
+        return 3 <= value <= 512
+    return 0 < value < float("inf") or value == 0 and key in MAY_BE_0
+
+
 def read_profile(name, declared):
     """Read profiles/NAME.yml or a path; refuse what is no parameter of any notebook."""
     path = Path(name) if name.endswith((".yml", ".yaml")) else PROFILES / (name + ".yml")
@@ -79,6 +91,11 @@ def read_profile(name, declared):
             if key in defaults and not fits(value, defaults[key]):
                 raise Refused(f"{said} {type(value).__name__}, but {owner}'s {defaults[key]!r} is "
                               f"of type {type(defaults[key]).__name__} (for 2e-5 write 2.0e-5)")
+        if not in_bounds(key, value):
+            raise Refused(f"{said} out of bounds; numbers are finite and more than 0 (seq_len: 3 "
+                          f"to 512; 0 for {', '.join(MAY_BE_0)} alone), lists not empty")
+        if key == "data_dir" and not (ROOT / value).is_dir():
+            raise Refused(f"{said} no folder; `make data` fetches data/FILIMDB")
     return path.stem, values
 
 
@@ -165,7 +182,7 @@ def build(args):
     stops = []
     for signum in signal.SIGINT, signal.SIGTERM:
         signal.signal(signum, lambda number, frame: stops.append(number))
-    with ThreadPoolExecutor(max(1, args.jobs)) as pool:
+    with ThreadPoolExecutor(args.jobs) as pool:
         runs = {pool.submit(execute, n, given[n], out, args, stops): n for n in chosen}
         for run in as_completed(runs):
             if run.result():
@@ -180,18 +197,28 @@ def build(args):
     return 128 + stops[0] if stops else int(any(status[n]["status"] != "ok" for n in chosen))
 
 
+def refuse(message):
+    """Refuse a command line in one line, where argparse prints its usage too."""
+    raise Refused(f"{message}; see --help")
+
+
 def main(argv=None):
     """Read the command line; refuse in one line."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.error = refuse
     parser.add_argument("--profile", default="sample", help="profiles/NAME.yml, or a path")
     parser.add_argument("--only", nargs="+", help="numbers or names of notebooks")
     parser.add_argument("--jobs", type=int, default=1, help="notebooks at once")
     parser.add_argument("--out", help="folder of the report (build/PROFILE)")
     parser.add_argument("--timeout", type=float, default=0, help="minutes a notebook (no limit)")
     try:
-        return build(parser.parse_args(argv))
+        args = parser.parse_args(argv)
+        if args.jobs < 1 or not 0 <= args.timeout < float("inf"):
+            refuse(f"--jobs {args.jobs} --timeout {args.timeout:g}: 1 job or more, 0 minutes or "
+                   f"more")
+        return build(args)
     except Refused as error:
-        print(f"report.py: {error}", file=sys.stderr)
+        print("report.py:", " ".join(str(error).split()), file=sys.stderr)
         return 2
 
 

@@ -74,22 +74,6 @@ def test_a_part_has_ids_texts_and_labels(tmp_path):
     assert load_part(folder, "dev-b").labels is None
 
 
-def test_counts_that_differ_are_told(tmp_path):
-    folder = write(tmp_path, dev__texts="one\ntwo\nthree\n", dev__labels="pos\nneg\n")
-    with pytest.raises(InputError) as caught:
-        load_part(folder, "dev")
-    assert os.path.join(folder, "dev.labels") in str(caught.value)
-    assert "2 labels" in str(caught.value) and "3 texts" in str(caught.value)
-
-
-@pytest.mark.parametrize("label", ["positive", "1", "Pos", ""])
-def test_an_unknown_label_is_told_with_its_line(tmp_path, label):
-    folder = write(tmp_path, dev__texts="one\ntwo\nthree\n", dev__labels=f"pos\n{label}\nneg\n")
-    with pytest.raises(InputError) as caught:
-        load_part(folder, "dev")
-    assert f"line 2 is {label!r}" in str(caught.value) and "dev.labels" in str(caught.value)
-
-
 def test_a_missing_folder_or_part_is_named(tmp_path):
     with pytest.raises(InputError, match="no/such/folder"):
         load_filimdb("no/such/folder")

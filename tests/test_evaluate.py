@@ -12,7 +12,6 @@ import subprocess
 import sys
 import sysconfig
 import time
-from pathlib import Path
 
 import conftest  # first: it puts helpers.py on the path
 import pytest
@@ -251,110 +250,6 @@ def test_an_older_file_stays_when_the_disk_is_full(filimdb, spy, tmp_path, monke
     assert os.listdir(str(tmp_path)) == ["preds.tsv"]
 
 
-# ---- wrong input -------------------------------------------------------------------------------
-
-def remove(name):
-    return lambda folder: (folder / name).unlink()
-
-
-def write(name, data):
-    return lambda folder: (folder / name).write_bytes(data)
-
-
-BAD_DATA = [  # the damage, what the message names
-    (remove("dev.texts"), ["dev.texts", "no such file"]),
-    (remove("train.texts"), ["train.texts", "no such file"]),
-    (remove("test-b.texts"), ["test-b.texts", "no such file"]),
-    (remove("train.labels"), ["train.labels", "missing"]),
-    (write("train.labels", b"pos\n" * 47), ["train.labels", "47", "48"]),
-    (write("dev.labels", b"pos\n" * 13), ["dev.labels", "13", "12"]),
-    (write("dev.labels", b"pos\n" * 11 + b"good\n"), ["dev.labels", "line 12", "'good'"]),
-    (write("test.texts", b""), ["test.texts", "empty"]),
-    (write("test.texts", b" \n\n"), ["test.texts", "empty"]),
-    (write("train_unlabeled.texts", b""), ["train_unlabeled.texts", "empty"]),
-    (write("dev.texts", b"good\nb\xff\n"), ["dev.texts", "UTF-8", "byte 6"]),
-    (write("train.labels", b"pos\n" * 48), ["neg and pos"])]
-
-
-def refusal(capsys, *argv):
-    """Run evaluate.main on what it must refuse; return its one line."""
-    assert evaluate.main(list(argv)) == 2
-    line = capsys.readouterr().err
-    assert line.startswith("evaluate.py: ") and line.count("\n") == 1 and line.endswith("\n"), line
-    return line
-
-
-@pytest.mark.parametrize("damage,named", BAD_DATA)
-def test_bad_data_are_refused_in_one_line(damage, named, broken, tiny_bert, tmp_path, capsys):
-    damage(broken)
-    flags = [] if "train_unlabeled.texts" in named else ["--no-pretrain"]
-    line = refusal(capsys, "--data", str(broken), "--model", tiny_bert, *flags,
-                   "--out", str(tmp_path / "preds.tsv"), *options())
-    assert all(word in line for word in named), line
-    assert not (tmp_path / "preds.tsv").exists()
-
-
-BAD_SETTINGS = [  # the option, what the message names
-    ("lrr=1", ["'lrr'", "lr"]), ("foo=1", ["'foo'"]), ("=1", ["''"]), ("lr", ["--set lr", "KEY"]),
-    ("foo.lr=1", ["--set foo.lr=1"]), ("a.pretrain.lr=1", ["--set a.pretrain.lr=1"]),
-    ("lr=0", ["lr=0", "more than 0"]), ("lr=-1", ["lr=-1", "more than 0"]), ("lr=nan", ["'nan'"]),
-    ("lr=1e999", ["lr=inf"]), ("lr=fast", ["lr='fast'", "float", "str"]), ("lr=", ["lr=''"]),
-    ("lr='1'", ["lr='1'"]), ("lr=[1", ["lr='[1'"]), ("lr=None", ["None"]), ("lr=True", ["True"]),
-    ("seq_len=0", ["seq_len=0"]), ("seq_len=2", ["seq_len=2", "3"]), ("epochs=0", ["epochs=0"]),
-    ("seq_len=513", ["seq_len=513", "512"]), ("seq_len=64.0", ["64.0", "int"]),
-    ("batch_size=0", ["batch_size=0"]), ("keep=middle", ["'middle'"]), ("warmup=1", ["warmup=1.0"]),
-    ("device=abacus", ["'abacus'"]), ("max_minutes=-1", ["max_minutes=-1"]),
-    ("pretrain.lr=0", ["lr=0"]), ("pretrain.epochs=0", ["epochs=0"]), ("pretrain.x=1", ["'x'"]),
-    ("model=/no/such/bert", ["/no/such/bert", "no such folder"])]
-
-
-@pytest.mark.parametrize("setting,named", BAD_SETTINGS)
-def test_a_bad_setting_is_refused_in_one_line(setting, named, filimdb, tmp_path, capsys, tiny_bert,
-                                              monkeypatch):
-    monkeypatch.setenv("BERT_MODEL", tiny_bert)
-    line = refusal(capsys, "--data", str(filimdb), "--no-pretrain", "--set", setting,
-                   "--out", str(tmp_path / "preds.tsv"))
-    assert all(word in line for word in named), line
-    assert os.listdir(str(tmp_path)) == []
-
-
-def fifo(folder):
-    """A file that is none: replacing it would break what reads it, as with /dev/null."""
-    os.mkfifo(str(folder / "pipe"))
-    return str(folder / "pipe")
-
-
-BAD_OUT = {"a folder": str, "in no folder": lambda folder: str(folder / "none" / "preds.tsv"),
-           "below a file": lambda folder: str(Path(__file__) / "preds.tsv"),
-           "empty": lambda folder: "", "a pipe": fifo}
-
-
-@pytest.mark.parametrize("kind", [
-    "a folder", "in no folder", "below a file", "empty", "a pipe"])
-def test_an_output_that_cannot_be_written_is_refused_at_once(kind, filimdb, spy, tmp_path, capsys):
-    out = BAD_OUT[kind](tmp_path)
-    assert "--out " + out in refusal(capsys, "--data", str(filimdb), "--out", out)
-    assert not spy.calls
-
-
-@pytest.mark.parametrize("data", [
-    "/no/such/folder", "data/none", __file__, ""])
-def test_a_missing_folder_is_refused(data, spy, tmp_path, capsys):
-    line = refusal(capsys, "--data", data, "--out", str(tmp_path / "p.tsv"))
-    assert data + ": no such folder" in line
-    assert not spy.calls
-
-
-@pytest.mark.parametrize("damage,setting", [
-    (write("train.labels", b"pos\n" * 48), "lr=1"), (lambda folder: None, "seq_len=513")])
-def test_what_train_refuses_is_refused_before_pretraining(damage, setting, broken, tiny_bert,
-                                                          tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(helpers, "pretrain", None)  # calling it would be a TypeError
-    damage(broken)
-    refusal(capsys, "--data", str(broken), "--model", tiny_bert, "--set", setting,
-            "--out", str(tmp_path / "p.tsv"))
-
-
 # ---- as a process ------------------------------------------------------------------------------
 
 def command(*argv):
@@ -368,14 +263,6 @@ def test_a_process_writes_what_main_does(graded, filimdb, tiny_bert, tmp_path):
     assert (tmp_path / "preds.tsv").read_bytes() == graded[1].read_bytes()
     assert b"found: not repeated" in done.stdout
     assert os.listdir(str(tmp_path)) == ["preds.tsv"]
-
-
-def test_a_process_refuses_without_a_traceback(filimdb, tmp_path):
-    done = subprocess.run(command("--data", str(filimdb), "--model", str(tmp_path / "no bert")),
-                          cwd=str(tmp_path), stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-    line = done.stderr.decode("utf-8")
-    assert done.returncode == 2 and line.count("\n") == 1, line
-    assert line.startswith("evaluate.py: ") and "no bert" in line
 
 
 OFTEN = """import runpy, sys

@@ -1,4 +1,7 @@
-"""Loading BERT: what a checkpoint lacks, what is refused, and that padding changes nothing."""
+"""Loading BERT: what a checkpoint lacks, and that padding changes nothing.
+
+What is refused stands in test_bad_input.py.
+"""
 import json
 import os
 import shutil
@@ -6,13 +9,11 @@ import shutil
 import pytest
 import torch
 import transformers
-from conftest import TODAY, fill, make_tiny_bert
+from conftest import fill, make_tiny_bert
 from transformers import BertConfig, BertForPreTraining, BertForSequenceClassification
 
 import helpers
 from helpers import InputError, load_bert, padded, save_bert, weights_digest
-
-ADVICE = "config.json, vocab.txt and pytorch_model.bin"
 
 
 @pytest.fixture
@@ -35,16 +36,6 @@ def rewrite(folder, **change):
         config = dict(json.load(file), **change)
     helpers.save_json(path, config)
     return folder
-
-
-def refusal(name, *said):
-    """Return the one-line message of load_bert's refusal; it names the model, and says `said`."""
-    with pytest.raises(InputError) as caught:
-        load_bert(name)
-    message = str(caught.value)
-    assert "\n" not in message and repr(str(name)) in message
-    assert all(word in message for word in said), message
-    return message
 
 
 # ---- what is loaded ----------------------------------------------------------------------------
@@ -197,99 +188,6 @@ def test_half_precision_is_loaded_as_float32(folder, tiny_bert):
             rounded = two.half().float() if name.startswith(("bert", "cls")) else two
             same = torch.equal(one, rounded)  # apart: PyTorch 1.3 crashes on printing half tensors
             assert same, name
-
-
-# ---- what is refused ---------------------------------------------------------------------------
-
-def test_no_folder(tmp_path):
-    for name in (str(tmp_path / "no-such"), "./no/such/folder", "models/bert/tiny"):
-        refusal(name, "no such folder", "vocab.txt")
-
-
-def test_an_empty_folder(tmp_path):
-    refusal(str(tmp_path), "config.json", ADVICE)
-
-
-@pytest.mark.parametrize("lacking,said", [
-    ("config.json", "could not be loaded"),
-    ("pytorch_model.bin", "weights could not be loaded"), ("vocab.txt", "vocab")])
-def test_a_folder_that_lacks_a_file(folder, lacking, said):
-    os.remove(os.path.join(folder, lacking))
-    refusal(folder, said, "vocab.txt")
-
-
-@pytest.mark.parametrize("size", [0, 100, 9000, 100000])
-def test_truncated_weights(folder, size):
-    """In a child: PyTorch 1.3 damages its own memory when it reads half a tensor."""
-    with open(os.path.join(folder, "pytorch_model.bin"), "r+b") as file:
-        file.truncate(size)
-    read, write = os.pipe()
-    child = os.fork()
-    if child == 0:
-        try:
-            os.write(write, refusal(folder, "weights could not be loaded", ADVICE).encode())
-        finally:
-            os._exit(0)
-    os.close(write)
-    with os.fdopen(read) as file:
-        assert repr(folder) in file.read()
-    os.waitpid(child, 0)
-
-
-def test_a_config_that_is_no_json(folder):
-    with open(os.path.join(folder, "config.json"), "w") as file:
-        file.write("{")
-    refusal(folder, "config.json could not be loaded", ADVICE)
-
-
-def test_weights_of_other_shapes(folder):
-    refusal(rewrite(folder, intermediate_size=48), "weights could not be loaded", ADVICE)
-
-
-@pytest.mark.parametrize("change", [lambda words: words[:-1], lambda words: words + ["zzz"],
-                                    lambda words: words + words[-1:],
-                                    lambda words: []])
-def test_a_vocabulary_of_another_model(folder, change):
-    path = os.path.join(folder, "vocab.txt")
-    with open(path, encoding="utf-8") as file:
-        words = file.read().split("\n")[:-1]
-    with open(path, "w", encoding="utf-8") as file:
-        file.writelines(word + "\n" for word in change(words))
-    refusal(folder, "vocabulary" if change(words) else "vocab", "214" if change(words) else "")
-
-
-def test_a_cased_vocabulary(folder):
-    path = os.path.join(folder, "vocab.txt")
-    with open(path, encoding="utf-8") as file:
-        words = file.read().split("\n")[:-1]
-    with open(path, "w", encoding="utf-8") as file:
-        file.writelines((word.capitalize() if word.isalpha() and len(word) > 3 else word) + "\n"
-                        for word in words)
-    refusal(folder, "cased")
-
-
-def test_another_architecture(folder):
-    """DistilBERT's keys: transformers would make up every weight, and say so in a log alone."""
-    state = {key.replace("bert.", "distilbert.", 1).replace("attention.self", "attention"): value
-             for key, value in weights_of(folder).items()}
-    refusal(rewrite(folder, state=state, model_type="distilbert"), "lack")
-
-
-def test_weights_that_lack_a_layer(folder):
-    refusal(encoder_only(folder, "bert.encoder.layer.1.output"), "lack 4 tensors",
-            "encoder.layer.1.output")
-
-
-def test_a_hub_without_network(monkeypatch):
-    if not TODAY:  # has no HF_HUB_OFFLINE; whatever it asks, there is no network
-        from transformers import file_utils
-
-        def unreachable(*args, **kwargs):
-            raise file_utils.requests.exceptions.ConnectionError("no network")
-        monkeypatch.setattr(file_utils.requests, "head", unreachable)
-        monkeypatch.setattr(file_utils.requests, "get", unreachable)
-    for name in ("no-such-user-here/no-such-bert", "no-such-bert"):
-        refusal(name, "config.json could not be loaded", "--model or BERT_MODEL", ADVICE)
 
 
 def test_transformers_log_is_as_before(tiny_bert):

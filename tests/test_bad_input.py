@@ -1,0 +1,506 @@
+"""Bad input, one table: refused with one line that names it, exit code 2, and nothing has changed.
+
+Below it what is accepted, as the library's encoder and the harness take it, and what is warned of.
+"""
+import hashlib
+import http.server
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import namedtuple
+from pathlib import Path
+
+import pytest
+import report_helpers
+from conftest import ROOT, SOAK, TODAY
+from test_evaluate import SIZES, options, write_filimdb
+from test_model import encoder_only, rewrite, weights_of
+from test_pieces import by_the_library
+from transformers import BertConfig, BertForSequenceClassification
+
+import evaluate
+import helpers
+import report
+
+EVALUATE = ["--data", "PLACE/data", "--model", "PLACE/bert", "--out", "PLACE/out/preds.tsv"]
+Row = namedtuple("Row", "name make argv words")  # argv goes behind EVALUATE; a later option wins
+
+
+def remove(name):
+    return lambda place: os.remove(str(place / name))
+
+
+def write(name, content):
+    content = content.encode() if isinstance(content, str) else content
+    return lambda place: (place / name).write_bytes(content)
+
+
+def folder(name):
+    """Put a folder where a file should be."""
+    def make(place):
+        if (place / name).exists():
+            os.remove(str(place / name))
+        (place / name).mkdir()
+    return make
+
+
+def rows(*table):
+    """Return the rows of mistakes that are made in files: (name, make, words)."""
+    return [Row(name, make, [], words) for name, make, words in table]
+
+
+# ---- the data ----------------------------------------------------------------------------------
+
+DATA = rows(
+    ("a part is missing", remove("data/dev.texts"), ["dev.texts: no such file", "make data"]),
+    ("no training texts", remove("data/train.texts"), ["train.texts: no such file"]),
+    ("the last part is missing", remove("data/test-b.texts"), ["test-b.texts: no such file"]),
+    ("no training labels", remove("data/train.labels"), ["train.labels: missing", "neg or pos"]),
+    ("a label too few", write("data/train.labels", "pos\n" * 47),
+     ["train.labels: 47 labels for the 48 texts", "as many"]),
+    ("a label too many", write("data/dev.labels", "pos\n" * 13),
+     ["dev.labels: 13 labels for the 12 texts", "as many"]),
+    ("a foreign label", write("data/dev.labels", "pos\n" * 11 + "good\n"),
+     ["dev.labels: line 12 is 'good'", "neg and pos"]),
+    ("an upper-case label", write("data/dev.labels", "neg\n Pos \n" + "neg\n" * 10),
+     ["dev.labels: line 2 is 'Pos'", "neg and pos"]),
+    ("a label that is a number", write("data/dev.labels", "1\n" * 12), ["line 1 is '1'"]),
+    ("an empty label", write("data/dev.labels", "pos\n\n" + "neg\n" * 10), ["line 2 is ''"]),
+    ("three classes", write("data/train.labels", "pos\nneg\nneutral\n" * 16),
+     ["train.labels: line 3 is 'neutral'", "neg and pos"]),
+    ("one class", write("data/train.labels", "pos\n" * 48),
+     ["train.labels: holds pos alone", "neg and pos"]),
+    ("an empty file", write("data/test.texts", ""), ["test.texts: empty", "one entry a line"]),
+    ("a blank file", write("data/test.texts", " \n\n\x85"), ["test.texts: empty"]),
+    ("empty labels", write("data/dev.labels", "\n"), ["dev.labels: empty"]),
+    ("no unlabeled texts", write("data/train_unlabeled.texts", ""), ["train_unlabeled", "empty"]),
+    ("no UTF-8", write("data/dev.texts", b"good\nb\xff\n"), ["dev.texts", "byte 6", "as UTF-8"]),
+    ("UTF-16", write("data/dev.texts", "good\n".encode("utf-16")), ["dev.texts: not UTF-8 at"]),
+    ("texts are a folder", folder("data/dev.texts"), ["dev.texts: cannot be read", "a text file"]),
+    ("labels are a folder", folder("data/dev.labels"), ["dev.labels: cannot be read"]))
+
+# ---- the model ---------------------------------------------------------------------------------
+
+
+def spoil(change):
+    """Change the tiny BERT: give a function of its folder."""
+    return lambda place: change(str(place / "bert"))
+
+
+def truncate(size):
+    def make(place):
+        with open(str(place / "bert" / "pytorch_model.bin"), "r+b") as file:
+            file.truncate(size)
+    return make
+
+
+def words_of(change):
+    """Write vocab.txt anew: give a function of the list of its pieces."""
+    def make(place):
+        path = place / "bert" / "vocab.txt"
+        pieces = change(path.read_text(encoding="utf-8").split("\n")[:-1])
+        path.write_text("".join(piece + "\n" for piece in pieces), encoding="utf-8")
+    return make
+
+
+def capitalize(pieces):
+    return [p.capitalize() if p.isalpha() and len(p) > 3 else p for p in pieces]
+
+
+def distil(bert):
+    """DistilBERT's keys: transformers would make up every weight, and say so in a log alone."""
+    rewrite(bert, model_type="distilbert", state={
+        key.replace("bert.", "distilbert.", 1).replace("attention.self", "attention"): value
+        for key, value in weights_of(bert).items()})
+
+
+ADVICE = ["PLACE/bert", "give a folder with config.json, vocab.txt and pytorch_model.bin"]
+MODELS = rows(
+    ("an empty folder", spoil(lambda bert: [shutil.rmtree(bert), os.mkdir(bert)]),
+     ["could not be loaded", *ADVICE]),
+    ("no config", remove("bert/config.json"), ["could not be loaded", *ADVICE]),
+    ("no weights", remove("bert/pytorch_model.bin"), ["weights could not be loaded", *ADVICE]),
+    ("no vocabulary", remove("bert/vocab.txt"), ["PLACE/bert", "vocab"]),
+    ("a config that is no JSON", write("bert/config.json", "{"),
+     ["config.json could not be loaded", *ADVICE]),
+    ("a config of another kind", write("bert/config.json", "[1]"), ["PLACE/bert"]),
+    *((f"weights cut to {size} bytes", truncate(size), ["weights could not be loaded", *ADVICE])
+      for size in (0, 100, 9000, 100000)),
+    ("weights of other shapes", spoil(lambda bert: rewrite(bert, intermediate_size=48)),
+     ["weights could not be loaded", *ADVICE]),
+    ("weights that lack a layer",
+     spoil(lambda bert: encoder_only(bert, "bert.encoder.layer.1.output")),
+     ["lack 4 tensors", "encoder.layer.1.output", "give a whole BERT"]),
+    ("another architecture", spoil(distil), ["PLACE/bert", "lack", "give a whole BERT"]),
+    ("a piece too few", words_of(lambda pieces: pieces[:-1]), ["has 213 entries", "214", "vocab"]),
+    ("a piece too many", words_of(lambda pieces: pieces + ["zzz"]), ["has 215 entries", "214"]),
+    ("the last piece twice", words_of(lambda pieces: pieces + pieces[-1:]), ["vocabulary", "214"]),
+    ("a piece twice", words_of(lambda pieces: pieces[:-1] + pieces[-2:-1]), ["PLACE/bert", "vocab"]),
+    ("an empty vocabulary", words_of(lambda pieces: []), ["PLACE/bert", "vocab"]),
+    ("a cased vocabulary", words_of(capitalize), ["PLACE/bert", "cased", "use an uncased BERT"])
+) + [Row("model " + name, None, ["--model", name], [repr(name), *words]) for name, words in [
+    ("PLACE/none", ["no such folder", "vocab.txt"]), ("./no/bert", ["no such folder"]),
+    ("models/bert/tiny", ["no such folder"]), ("PLACE/data/dev.texts", ["no such folder"]),
+    ("no-such-bert", ["config.json could not be loaded", "--model or BERT_MODEL"]),
+    ("no-such-user/no-such-bert", ["config.json could not be loaded", "--model or BERT_MODEL"])]]
+
+# ---- the parameters ----------------------------------------------------------------------------
+
+SETTINGS = [Row("--set " + setting, None, ["--set", setting], words) for setting, words in [
+    ("lrr=1", ["'lrr'", "did you mean lr?"]), ("foo=1", ["'foo'", "one of"]), ("=1", ["''"]),
+    ("lr", ["--set lr", "KEY=VALUE"]), ("foo.lr=1", ["--set foo.lr=1", "pretrain.KEY"]),
+    ("a.pretrain.lr=1", ["--set a.pretrain.lr=1"]),
+    ("lr=0", ["lr=0", "more than 0"]), ("lr=-1", ["lr=-1", "more than 0"]),
+    ("lr=nan", ["lr='nan'", "float"]), ("lr=1e999", ["lr=inf", "finite"]),
+    ("lr=fast", ["lr='fast'", "float", "str"]), ("lr=", ["lr=''"]), ("lr='1'", ["lr='1'"]),
+    ("lr=[1", ["lr='[1'"]), ("lr=None", ["lr=None"]), ("lr=True", ["lr=True"]),
+    ("seq_len=0", ["seq_len=0", "3 or more"]), ("seq_len=2", ["seq_len=2", "3 or more"]),
+    ("seq_len=513", ["seq_len=513", "512 positions"]), ("seq_len=64.0", ["seq_len=64.0", "int"]),
+    ("pretrain.seq_len=513", ["seq_len=513", "512 positions"]),
+    ("words=-1", ["words=-1", "0 or more"]), ("words=1.5", ["words=1.5", "int"]),
+    ("batch_size=0", ["batch_size=0", "1 or more"]), ("epochs=0", ["epochs=0", "1 or more"]),
+    ("accumulation=0", ["accumulation=0", "1 or more"]),
+    ("warmup=1", ["warmup=1.0", "a share of all steps", "below 1"]),
+    ("warmup=1000", ["warmup=1000.0", "a share of all steps", "below 1"]),
+    ("keep=middle", ["keep='middle'", "head, tail or head+tail"]),
+    ("device=abacus", ["device='abacus'", "device='cpu'"]), ("max_minutes=-1", ["max_minutes=-1"]),
+    ("pretrain.lr=0", ["lr=0", "more than 0"]), ("pretrain.epochs=0", ["epochs=0", "1 or more"]),
+    ("pretrain.x=1", ["'x'"]), ("model=/no/such/bert", ["/no/such/bert", "no such folder"])]]
+SETTINGS = [row if "model" not in row.argv[1] else row._replace(  # --model would win
+    argv=[*row.argv, "--model", "/no/such/bert"]) for row in SETTINGS]
+
+# ---- the command line --------------------------------------------------------------------------
+
+LINES = [Row(name, make, argv, words) for name, make, argv, words in [
+    ("no such option", None, ["--dataa", "x"], ["--dataa", "--help"]),
+    ("an option without its value", None, ["--data"], ["--data", "expected one argument"]),
+    ("a word too many", None, ["more"], ["more", "--help"]),
+    ("no data folder", None, ["--data", "PLACE/none"], ["PLACE/none: no such folder", "make data"]),
+    ("a file for a folder", None, ["--data", "PLACE/data/dev.texts"], ["no such folder"]),
+    ("no name for the data", None, ["--data", ""], [": no such folder"]),
+    ("a name of two lines", None, ["--data", "no\nfolder"], ["no folder: no such folder"]),
+    ("an output that is a folder", folder("out/preds.tsv"), [],
+     ["--out PLACE/out/preds.tsv", "name another"]),
+    ("an output in no folder", None, ["--out", "PLACE/none/p.tsv"], ["--out PLACE/none/p.tsv"]),
+    ("an output below a file", None, ["--out", "PLACE/data/dev.texts/p.tsv"], ["dev.texts/p.tsv"]),
+    ("an output without name", None, ["--out", ""], ["--out :", "name another"]),
+    ("a pipe", lambda place: os.mkfifo(str(place / "pipe")), ["--out", "PLACE/pipe"],
+     ["--out PLACE/pipe", "name another"])]]
+TABLE = {row.name: row for row in DATA + MODELS + SETTINGS + LINES}
+
+# ---- the table, on evaluate.py -----------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def sound(tiny_bert, tmp_path_factory):
+    """A folder with reviews, a model, an empty output folder and an empty cache."""
+    place = tmp_path_factory.mktemp("sound")
+    (place / "data").mkdir()
+    write_filimdb(place / "data", words=20)
+    shutil.copytree(tiny_bert, str(place / "bert"))
+    for name in "out", "cache":
+        (place / name).mkdir()
+    return place
+
+
+@pytest.fixture
+def place(sound, tmp_path, monkeypatch):
+    """A copy of the sound folder, to be spoilt, with a cache of its own."""
+    copy = Path(shutil.copytree(str(sound), str(tmp_path / "place")))
+    monkeypatch.setenv("FILIMDB_CACHE", str(copy / "cache"))
+    old = signal.getsignal(signal.SIGTERM)
+    yield copy
+    signal.signal(signal.SIGTERM, old)
+
+
+def listing(place):
+    """Return {path: checksum, or kind} of everything below a folder."""
+    return {str(path): hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file()
+            else "folder" if path.is_dir() else "other" for path in place.rglob("*")}
+
+
+def command(row, place):
+    """Make the mistake; return the arguments that meet it."""
+    if row.make:
+        row.make(place)
+    return [word.replace("PLACE", str(place)) for word in [*EVALUATE, *options(), *row.argv]]
+
+
+def check(row, place, code, error, before, program="evaluate.py"):
+    """Check what a refusal promises."""
+    assert code == 2 and error.startswith(program + ": "), error
+    assert error.endswith("\n") and error.count("\n") == 1 and "Traceback" not in error, error
+    for word in row.words:
+        assert word.replace("PLACE", str(place)) in error, error
+    assert listing(place) == before, error
+
+
+@pytest.fixture
+def no_network(monkeypatch):
+    """Transformers 2.1 has no HF_HUB_OFFLINE; whatever it asks, there is no network."""
+    if not TODAY:
+        from transformers import file_utils
+
+        def unreachable(*args, **kwargs):
+            raise file_utils.requests.exceptions.ConnectionError("no network")
+        for name in "head", "get":
+            monkeypatch.setattr(file_utils.requests, name, unreachable)
+
+
+@pytest.mark.parametrize("name", TABLE)
+def test_bad_input_is_refused_in_one_line(name, place, capsys, no_network):
+    row = TABLE[name]
+    argv, before = command(row, place), listing(place)
+    check(row, place, evaluate.main(argv), capsys.readouterr().err, before)
+
+
+def run(argv, **environment):
+    """Run a command as a process: (exit code, stderr)."""
+    done = subprocess.run([sys.executable, *argv], env=dict(os.environ, **environment),
+                          stdout=subprocess.PIPE, stderr=subprocess.PIPE, timeout=100)
+    return done.returncode, done.stderr.decode("utf-8")
+
+
+@pytest.mark.parametrize("name", ["weights cut to 9000 bytes", "no such option"])
+def test_a_process_refuses_as_main_does(name, place):
+    argv, before = command(TABLE[name], place), listing(place)
+    code, error = run([str(ROOT / "evaluate.py"), *argv])
+    check(TABLE[name], place, code, error, before)
+
+
+# ---- a hub that answers something else ---------------------------------------------------------
+
+PAGE = b"<html><body>Please log in to the network</body></html>"
+ANSWERS = {"a page": lambda path: (200, PAGE),
+           "a page for the weights": lambda path: (
+               200, (ROOT / "data" / "sample" / "bert" / "config.json").read_bytes()
+               if path.endswith("config.json") else PAGE)}
+
+
+@pytest.fixture
+def hub():
+    """Start a hub on this computer: hub(answer) gives its address."""
+    servers = []
+
+    def start(answer):
+        class Handler(http.server.BaseHTTPRequestHandler):
+            def do_GET(self):  # noqa: N802 - the library's name
+                status, body = answer(self.path)
+                self.send_response(status)
+                for key, value in {"Content-Length": len(body), "ETag": '"1"',
+                                   "X-Repo-Commit": "0" * 40}.items():
+                    self.send_header(key, str(value))
+                self.end_headers()
+                self.wfile.write(body if self.command == "GET" else b"")
+
+            do_HEAD = do_POST = do_GET  # noqa: N815
+
+            def log_message(self, *args):
+                pass
+
+        servers.append(http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler))
+        threading.Thread(target=servers[-1].serve_forever, daemon=True).start()
+        return "http://127.0.0.1:%d" % servers[-1].server_port
+
+    yield start
+    for server in servers:
+        server.shutdown()
+
+
+@pytest.mark.skipif(not TODAY, reason="transformers 2.1 asks servers that are gone")
+@pytest.mark.parametrize("kind", ANSWERS)
+def test_a_hub_that_answers_no_model(kind, place, hub, tmp_path):
+    row = Row("", None, ["--model", "some/bert", "--no-pretrain"],
+              ["'some/bert'", "could not be loaded", "give a folder with config.json"])
+    argv, before = command(row, place), listing(place)
+    started = time.time()
+    code, error = run([str(ROOT / "evaluate.py"), *argv], HF_ENDPOINT=hub(ANSWERS[kind]),
+                      HF_HUB_OFFLINE="0", HF_HOME=str(tmp_path / "hub"), NO_PROXY="127.0.0.1")
+    check(row, place, code, error, before)
+    assert time.time() - started < 60
+
+
+# ---- the table, on report.py -------------------------------------------------------------------
+
+PARAMETERS = {  # of two notebooks, as the real ones declare them
+    "01_one": 'lr = 2e-5  # step\nepochs = 1\nsizes = [1, 2]\nfast = True\nbert = "a"\nout_dir = ""',
+    "02_two": "seq_len = 128\nks = [8]\nseeds = [0]\nn_train = 0\nlrs = [1e-3]\nlimit = None\n"
+              'mlm_minutes = 0.0\ndata_dir = "notebooks"\nout_dir = ""'}
+BOUNDS = "finite and more than 0"
+PROFILES = {  # what profiles/sample.yml holds: words
+    "learning_rate: 1.0": ["sample.yml: learning_rate: 1.0", "use one of", "lr"],
+    "lr: fast": ["lr: 'fast' is str", "01_one", "float"], "lr: 2e-5": ["'2e-5' is str", "2.0e-5"],
+    "epochs: 1.5": ["epochs: 1.5 is float", "type int"], "epochs: true": ["epochs: True is bool"],
+    "fast: 1": ["fast: 1 is int"], "sizes: 3": ["sizes: 3 is int"], "bert:": ["bert: None is None"],
+    "sizes: [1, x]": ["sizes: [1, 'x']"], "epochs: {a: 1}": ["not one flat mapping"],
+    "- epochs": ["not one flat mapping"], "just words": ["not one flat mapping"],
+    "epochs: [1": ["sample.yml: not YAML"], "epochs: \x07": ["sample.yml: not YAML"],
+    "lr: 0": ["lr: 0", BOUNDS], "lr: -1.0": ["lr: -1.0", BOUNDS], "lr: .nan": ["lr: nan", BOUNDS],
+    "lr: .inf": ["lr: inf", BOUNDS], "lrs: [1.0e-3, 0.0]": ["lrs: [0.001, 0.0]", BOUNDS],
+    "seq_len: 0": ["seq_len: 0", "3 to 512"], "seq_len: 2": ["seq_len: 2", "3 to 512"],
+    "seq_len: 513": ["seq_len: 513", "3 to 512"], "epochs: 0": ["epochs: 0", BOUNDS],
+    "ks: [8, 0]": ["ks: [8, 0]", BOUNDS], "ks: [-8]": ["ks: [-8]", BOUNDS],
+    "seeds: [-1]": ["seeds: [-1]", BOUNDS], "n_train: -1": ["n_train: -1", BOUNDS],
+    "sizes: []": ["sizes: []", "not empty"], "mlm_minutes: -1": ["mlm_minutes: -1", BOUNDS],
+    "data_dir: no/folder": ["data_dir: 'no/folder'", "make data"]}
+REPORTS = {row.name: row for row in [
+    *(Row(text, write("profiles/sample.yml", text), [], words) for text, words in PROFILES.items()),
+    Row("no UTF-8", write("profiles/sample.yml", b"bert: \xff"), [], ["sample.yml: not YAML"]),
+    Row("a folder", folder("profiles/sample.yml"), [], ["no profile sample", "give one of"]),
+    *(Row(" ".join(argv), None, argv, words) for argv, words in [
+        (["--only", "3"], ["--only 3", "01_one, 02_two"]),
+        (["--profile", "huge"], ["no profile huge", "sample"]), (["--profile", ""], ["no profile"]),
+        (["--profile", "no/such.yml"], ["no profile no/such.yml"]),
+        (["--out", "/dev/null/report"], ["can't write to /dev/null/report", "another --out"]),
+        (["--out", "PLACE/profiles/sample.yml"], ["sample.yml", "another --out"]),
+        (["--out"], ["--out", "expected one argument", "--help"]), (["more"], ["more", "--help"]),
+        (["--jobs", "0"], ["--jobs 0", "1 job or more"]), (["--jobs", "x"], ["--jobs", "'x'"]),
+        (["--timeout", "-1"], ["--timeout -1", "0 minutes or more"]),
+        (["--timeout", "nan"], ["--timeout nan", "0 minutes or more"])]),
+    Row("computed parameters", lambda place: report_helpers.write_notebook(
+        place / "notebooks", "03_bad", "# Bad", 'lr = 1 / 3\nout_dir = ""'), [],
+        ["03_bad.ipynb", "NAME = literal"]),
+    Row("no notebook", write("notebooks/03_bad.ipynb", "{"), [], ["03_bad.ipynb"])]}
+
+
+@pytest.fixture
+def project(tmp_path, monkeypatch):
+    """A folder like the project's, which report.py takes for it; nothing may be run."""
+    place = tmp_path / "project"
+    notebooks = report_helpers.make_project(place)
+    for name, source in PARAMETERS.items():
+        report_helpers.write_notebook(notebooks, name, "# Some", source)
+    for name, value in {"NOTEBOOKS": notebooks, "PROFILES": place / "profiles", "ROOT": place,
+                        "execute": None}.items():
+        monkeypatch.setattr(report, name, value)
+    return place
+
+
+@pytest.mark.parametrize("name", REPORTS)
+def test_a_bad_request_for_a_report_is_refused_in_one_line(name, project, capsys):
+    row = REPORTS[name]
+    if row.make:
+        row.make(project)
+    before = listing(project)
+    code = report.main([word.replace("PLACE", str(project)) for word in row.argv])
+    said = capsys.readouterr()
+    assert not said.out
+    check(row, project, code, said.err, before, "report.py")
+
+
+@pytest.mark.parametrize("name", ["epochs: [1", "more"])
+def test_a_report_as_a_process_refuses_as_main_does(name, project):
+    row = REPORTS[name]
+    if row.make:
+        row.make(project)
+    before = listing(project)
+    code, error = run(["-B", str(project / "report.py"), *row.argv])
+    check(row, project, code, error, before, "report.py")
+
+
+@pytest.mark.parametrize("text", [
+    "lr: 1\nlimit: 2\nsizes: [1]\nseeds: [0]\nn_train: 0\nmlm_minutes: 0", "limit:", "fast: false",
+    "seq_len: 3", "seq_len: 512", "data_dir: profiles", "limit: 0.5\nbert: ''"])
+def test_what_a_profile_may_hold(text, project):
+    write("profiles/sample.yml", text)(project)
+    declared = {n: report.read_parameters(project / "notebooks" / (n + ".ipynb"))
+                for n in PARAMETERS}
+    assert declared["01_one"]["lr"] == 2e-5 and declared["02_two"]["limit"] is None
+    read = report.read_profile("sample", declared)[1]
+    assert list(read) == re.findall(r"(?m)^\w+", text)
+
+
+# ---- accepted ----------------------------------------------------------------------------------
+
+ODD = ["", "   ", "one line\x85two lines", "a\rb\r", "good\x00film\x01\x1b[31m\x7f\x9f", "\ufeffgreat",
+       "[MASK] is [SEP] not [CLS] it [PAD]", "\u202eyrevocer\u202c \u200f\u2066x", "\U0001f600 \ufffd",
+       "<script>alert(1)</script>", "\u2028 \u2029 \x0b \x0c", "\u96fb\u5f71 \u0645\u0631", "a" * 300]
+HUGE = ["good " * 1000000, "a" * 100000]  # 5 MB; a word that no vocabulary can split
+
+
+def put(part, texts):
+    """Have a part's texts end in these, among ordinary ones: blank lines at its ends would go."""
+    def make(place):
+        path = place / "data" / (part + ".texts")
+        lines = path.read_bytes().decode("utf-8").split("\n")[:-1]
+        lines[-1 - len(texts):-1] = texts
+        path.write_bytes("".join(line + "\n" for line in lines).encode("utf-8"))
+    return make
+
+
+def odd_everywhere(place):
+    for part in ("train", "train_unlabeled"):
+        put(part, ODD)(place)
+    for part in ("dev", "test", "dev-b", "test-b"):
+        put(part, ODD[:8])(place)
+
+
+def huge(place):
+    put("train", HUGE)(place)
+    put("test-b", HUGE[1:])(place)
+
+
+def with_carriage_returns(place):
+    for path in (place / "data").iterdir():
+        path.write_bytes(path.read_bytes().replace(b"\n", b"\r\n"))
+
+
+def with_marks(place):
+    for name in ("train.texts", "train.labels"):
+        path = place / "data" / name
+        path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+
+
+def with_five_labels(place):
+    config = BertConfig.from_pretrained(str(place / "bert"))
+    config.num_labels = 5
+    rewrite(str(place / "bert"), state=BertForSequenceClassification(config).state_dict(),
+            num_labels=5, architectures=["BertForSequenceClassification"],
+            id2label={str(i): "star %d" % i for i in range(5)})
+
+
+def repeated(place):
+    """Two reviews of train again in dev, and three within train."""
+    lines = (place / "data" / "train.texts").read_bytes().decode("utf-8").split("\n")
+    put("train", lines[:3])(place)
+    put("dev", lines[5:7])(place)
+
+
+MARK = "Warning: PLACE/data/train.%s: byte-order mark dropped"
+ACCEPTED = {  # name: make, argv, the warnings; None: of repeats, which odd reviews are
+    "odd reviews": (odd_everywhere, [], None), "huge reviews": (huge, ["--no-pretrain"], None),
+    "CR at line ends": (with_carriage_returns, ["--no-pretrain"], []),
+    "byte-order marks": (with_marks, ["--no-pretrain"], [MARK % "texts", MARK % "labels"]),
+    "five labels": (with_five_labels, ["--no-pretrain"], []),
+    "all words": (None, ["--no-pretrain", "--set", "words=0"], []),
+    "repeats and leaks": (repeated, ["--no-pretrain"], [
+        "Warning: train: 3 of 48 reviews repeat an earlier one",
+        "Warning: 2 reviews stand in train and in dev: a leak"])}
+
+
+@pytest.mark.parametrize("name", ACCEPTED)
+def test_what_is_accepted_gets_a_prediction_for_every_review(name, place, capsys):
+    make, argv, words = ACCEPTED[name]
+    code = evaluate.main(command(Row(name, make, argv, words), place))
+    said = capsys.readouterr()
+    assert code == 0 and not said.err
+    warned = [line for line in said.out.split("\n") if re.search("^Warning: (?!.*collapsed)", line)]
+    assert words is None or warned == [word.replace("PLACE", str(place)) for word in words]
+    lines = (place / "out" / "preds.tsv").read_text(encoding="utf-8").split("\n")[:-1]
+    keys = [f"{part}/{i}" for part in helpers.PARTS for i in range(SIZES[part])]
+    assert [line.split("\t")[0] for line in lines] == keys
+    assert {line.split("\t")[1] for line in lines} <= {"neg", "pos"}
+
+
+@pytest.mark.parametrize("text", ODD + HUGE[not SOAK:], ids=lambda text: ascii(text[:20]))
+def test_odd_reviews_are_encoded_as_the_library_does(text, tiny_bert):
+    tokenizer = helpers.load_bert(tiny_bert)[1]
+    made = helpers.vectorize_ex(text, None, 32, tokenizer)
+    assert made[:3] == by_the_library(tokenizer, text, 32)
+    pieces = helpers.tokenize_all([text], tokenizer)
+    assert helpers.framed(pieces[0], 32, "head", tokenizer) == made[0][:sum(made[2])]
