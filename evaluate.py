@@ -156,8 +156,8 @@ def warn_of_one_class(data, predicted):
     for part in PARTS:
         if len(set(data[part].labels or [])) > 1 and len(set(predicted[part])) == 1:
             helpers.warn(f"{part}: all {len(predicted[part])} reviews are called "
-                         f"{predicted[part][0]}: the training collapsed; lower lr, lengthen "
-                         f"warmup or take another seed")
+                         f"{predicted[part][0]}: the training collapsed or learned nothing; "
+                         f"try another lr, a longer warmup, another seed")
 
 
 def run(argv=None):

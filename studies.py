@@ -74,8 +74,13 @@ def run_trials(grid, train_part, dev_part, store, what="trials", scheduler=""):
     """
     scheduler = scheduler or os.environ.get("FILIMDB_SCHEDULER", "")
     jobs = [(helpers.make_config(**overrides), train_part, dev_part, store) for overrides in grid]
-    if scheduler:
-        return run_on_cluster(jobs, scheduler)
+    rows = run_on_cluster(jobs, scheduler) if scheduler else run_here(jobs, what)
+    tell_broken(grid, rows, what)
+    return rows
+
+
+def run_here(jobs, what):
+    """Return the trials' rows, one after another; what another process runs is waited for."""
     rows, bar = [None] * len(jobs), helpers.progress_bar(len(jobs), what, "trial")
     while None in rows:
         waiting = rows.count(None)
@@ -87,6 +92,16 @@ def run_trials(grid, train_part, dev_part, store, what="trials", scheduler=""):
             time.sleep(1)
     bar.close()
     return rows
+
+
+def tell_broken(grid, rows, what):
+    """Warn of each trial with a mark, named by what sets it apart: it enters no mean."""
+    for overrides, row in zip(grid, rows):
+        apart = [f"{key} {value}" for key, value in overrides.items()
+                 if any(other.get(key) != value for other in grid)]
+        if row["mark"]:
+            helpers.warn(f"{what}: {', '.join(apart) or 'the trial'}: broken, left out of every "
+                         f"mean ({row['mark']})")
 
 
 def run_on_cluster(jobs, scheduler):

@@ -489,7 +489,7 @@ def test_what_is_accepted_gets_a_prediction_for_every_review(name, place, capsys
     code = evaluate.main(command(Row(name, make, argv, words), place))
     said = capsys.readouterr()
     assert code == 0 and not said.err
-    warned = [line for line in said.out.split("\n") if re.search("^Warning: (?!.*collapsed)", line)]
+    warned = [line for line in said.out.split("\n") if re.search("^Warning: (?!.*learned nothing)", line)]
     assert words is None or warned == [word.replace("PLACE", str(place)) for word in words]
     lines = (place / "out" / "preds.tsv").read_text(encoding="utf-8").split("\n")[:-1]
     keys = [f"{part}/{i}" for part in helpers.PARTS for i in range(SIZES[part])]
@@ -504,3 +504,37 @@ def test_odd_reviews_are_encoded_as_the_library_does(text, tiny_bert):
     assert made[:3] == by_the_library(tokenizer, text, 32)
     pieces = helpers.tokenize_all([text], tokenizer)
     assert helpers.framed(pieces[0], 32, "head", tokenizer) == made[0][:sum(made[2])]
+
+
+# ---- training that diverges --------------------------------------------------------------------
+
+AT_ONCE = ["--set", "warmup=0", "--set", "clip_norm=0", "--set", "decay=none"]
+DIVERGING = {  # argv, words
+    "a loss": (["--set", "lr=1e30"], ["loss nan", "step 2 of 6", "lower lr"]),
+    "the last step": (["--set", "lr=1e30", "--set", "batch_size=48"],
+                      ["NaN or infinite numbers", "lower lr"]),
+    "masked LM": (["--set", "pretrain.lr=1e30", "--set", "pretrain.batch_size=999", "--set",
+                   "pretrain.warmup=0"], ["NaN or infinite numbers", "lower lr"])}
+
+
+@pytest.mark.parametrize("name", DIVERGING)
+def test_training_that_diverges_ends_in_one_line(name, place, capsys):
+    argv, words = DIVERGING[name]
+    mlm = [] if name == "masked LM" else ["--no-pretrain"]
+    argv = command(Row(name, write("out/preds.tsv", "older"), [*mlm, *AT_ONCE, *argv], []), place)
+    assert evaluate.main(argv) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("evaluate.py: ") and said.count("\n") == 1
+    assert all(word in said for word in words), said
+    assert (place / "out" / "preds.tsv").read_text() == "older"
+    assert not list(place.glob("cache/pretrained/*/note.json")), "broken weights would be reused"
+
+
+def test_a_training_that_calls_everything_one_class_is_told(place, capsys):
+    argv = command(Row("", None, ["--no-pretrain", *AT_ONCE, "--set", "lr=3"], []), place)
+    assert evaluate.main(argv) == 0
+    told = re.findall("(?m)^Warning: (.*): all (.*) reviews are called (neg|pos): the training "
+                      "collapsed or learned nothing; try another lr", capsys.readouterr().out)
+    assert [(part, int(n)) for part, n, _ in told] == [("train", 48), ("dev", 12), ("dev-b", 10)]
+    assert evaluate.main(argv[:-1] + ["lr=1e-3", "--set", "epochs=20"]) == 0
+    assert "collapsed" not in capsys.readouterr().out

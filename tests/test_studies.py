@@ -315,7 +315,7 @@ def test_a_trial_in_another_process_is_waited_for(grid, tmp_path):
     assert studies.run_once(config, TRAIN, DEV, str(tmp_path))["metrics"]
 
 
-def test_a_diverged_trial_is_a_result(grid, tmp_path, monkeypatch):
+def test_a_diverged_trial_is_a_result(grid, tmp_path, monkeypatch, capsys):
     original, calls = helpers.train, []
 
     def train(*args, **kwargs):
@@ -330,7 +330,11 @@ def test_a_diverged_trial_is_a_result(grid, tmp_path, monkeypatch):
     rows = studies.run_trials(grid[:2], TRAIN, DEV, str(tmp_path))
     assert [row["mark"] for row in rows] == ["", "diverged: loss nan at step 7"]
     assert rows[1]["metrics"] == {} and rows[1]["correct"] == ""
+    told = ("Warning: trials: seed 1, data_seed 1: broken, left out of every mean "
+            "(diverged: loss nan at step 7)\n")
+    assert capsys.readouterr().out.count(told) == 1
     assert studies.run_trials(grid[:2], TRAIN, DEV, str(tmp_path)) == rows and calls == [0, 1]
+    assert capsys.readouterr().out.count(told) == 1, "said again: this page shows it too"
     assert studies.values_of(rows) == [rows[0]["metrics"]["dev_accuracy"]]
     assert studies.spread(rows)[2:] == (1, 1)
 
@@ -341,11 +345,20 @@ def test_a_really_diverging_trial(grid, tmp_path):
     assert row["mark"].startswith("diverged: loss ") and "lower lr" in row["mark"]
 
 
-def test_a_trial_that_says_one_class_is_marked(grid, tmp_path, monkeypatch):
+def test_a_model_broken_by_its_last_step_is_marked(grid, tmp_path):
+    row, = studies.run_trials([dict(grid[0], lr=1e30, clip_norm=0.0, warmup=0.0, batch_size=99,
+                                    epochs=1)], TRAIN, DEV, str(tmp_path))
+    assert len(row["history"]) <= 2 and row["metrics"] == {}
+    assert row["mark"].startswith("diverged: the model gives NaN or infinite numbers")
+
+
+def test_a_trial_that_says_one_class_is_marked(grid, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(helpers, "predict_logits", lambda model, pieces, *args, **kwargs:
                         torch.tensor([[0.0, 1.0]] * len(pieces)))
     row, = studies.run_trials(grid[:1], TRAIN, DEV, str(tmp_path))
     assert row["mark"] == "one class for all reviews"
+    assert "Warning: trials: the trial: broken, left out of every mean (one class for all" in (
+        capsys.readouterr().out)
     assert row["metrics"]["dev_accuracy"] == DEV.labels.count("pos") / 10
     assert studies.spread([row])[2:] == (0, 1)
 
