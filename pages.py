@@ -17,6 +17,21 @@ STATES = "ok", "failed", "timeout", "interrupted", "not run"
 # Of a progress bar only the last state: a function in nbconvert 5.6, a class in 7.
 coalesce = (getattr(preprocessors, "coalesce_streams", None)
             or preprocessors.CoalesceStreamsPreprocessor().preprocess)
+# Characters that act on a page, or a terminal, instead of being seen: control characters (but for
+# tab and line ends) and those that reorder the text around them, as Unicode's Annex 9 has them.
+UNSEEN = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f"
+                    "\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]")
+
+
+def spell(text):
+    """Spell out what acts instead of being seen: an escape character becomes \\x1b."""
+    return UNSEEN.sub(lambda match: match.group().encode("unicode_escape").decode(), text)
+
+
+def show_error(output):
+    """Return a failed cell's traceback as HTML: IPython's colours, but the message as text."""
+    text = "\n".join(output.traceback)
+    return ansi2html(text.replace(output.evalue, spell(output.evalue)) if output.evalue else text)
 
 
 def write(path, text):
@@ -54,7 +69,7 @@ def judge(source, target, log, why, timeout, code, seconds):
     if code and not why:
         why, reason = "failed", (f"{errors[0].ename}: {errors[0].evalue}" if errors else
                                  f"papermill died, signal {-code}" if code < 0 else lines[-1])
-    reason = strip_ansi(reason).split("\n")[0][:200] + f" (in {find_cell(target) or 'no cell'})"
+    reason = spell(reason).split("\n")[0][:200] + f" (in {find_cell(target) or 'no cell'})"
     row = {"status": why or "ok", "reason": why and reason, "seconds": round(seconds, 1)}
     return row, nb, "\n".join(lines[-12:]) if why and not errors else ""
 
@@ -93,10 +108,10 @@ def prepare(nb):
 
 
 def save_page(out, name, **data):
-    """Fill in the template and write a page, without terminal codes and private folders."""
+    """Fill in the template and write a page, without private folders and unseen characters."""
     folders = [re.escape(str(f)) for f in (ROOT, out.parent, Path.home()) if len(f.parts) > 1]
-    private = rf"(?<![\w+/])({'|'.join(folders)})/|[\x00-\x08\x0b-\x1f]"  # not within base64
-    write(out / (name + ".html"), re.sub(private, "", TEMPLATE.render(name=name, **data)))
+    private = rf"(?<![\w+/])({'|'.join(folders)})/"  # not within base64
+    write(out / (name + ".html"), spell(re.sub(private, "", TEMPLATE.render(name=name, **data))))
 
 
 def write_page(out, titles, name, row, nb, given, log=""):
@@ -122,7 +137,7 @@ def write_index(out, titles, status, profile):
 
 
 environment = Environment(loader=FileSystemLoader(str(ROOT)), autoescape=True)
-environment.filters.update(ansi2html=ansi2html, highlight=Highlight2HTML(), markdown=markdown)
+environment.filters.update(show_error=show_error, highlight=Highlight2HTML())
 environment.globals.update(python=platform.python_version(),
                            code_style=HtmlFormatter().get_style_defs(".highlight"))
 TEMPLATE = environment.get_template("report.html.j2")

@@ -97,7 +97,8 @@ def add_gallery(notebooks):
         'print("note on stderr", file=sys.stderr)\nrows[0]["answer"]')
     write_notebook(
         notebooks, "02_fails", "# A cell that fails\n\nIt raises.", PARAMETERS, "1 + 1",
-        'raise ValueError("<script>alert(2)</script> at\\nline two")', "## Never reached", "3")
+        'raise ValueError("<script>alert(2)</script> at\\nline two \\x1b[31mred \\u202etfel")',
+        "## Never reached", "3")
     write_notebook(
         notebooks, "03_dies", "# A kernel that dies\n\nOut of memory.",
         "import os, signal, subprocess", 'subprocess.Popen(["sleep", "100"])\n'
@@ -109,12 +110,71 @@ def add_gallery(notebooks):
         'print(evil, "\\x1b[31mred\\x1b[0m \\x07 \\x85 \\x1b]0;title\\x07 ")',
         "evil", "{evil: [evil]}",
         'from IPython.display import Javascript, display\ndisplay(Javascript("alert(3)"))\n'
-        'display({"text/html": "<p>a figure</p>", "text/plain": evil}, raw=True)')
+        'display({"text/html": "<p>a figure</p>", "text/plain": evil}, raw=True)\n'
+        'display({"text/markdown": evil + "[x](javascript:alert(4))"}, raw=True)')
     write_notebook(
         notebooks, "05_orphan", "# A papermill that dies\n\nThe kernel kills its parent.",
         "import os, signal, subprocess, time", 'subprocess.Popen(["sleep", "100"])\n'
         "os.kill(os.getppid(), signal.SIGKILL); time.sleep(100)")
     write_notebook(notebooks, "06_unread", "# Not asked for\n\nNo parameters.", "1")
+
+
+def evil(way):
+    """Return a review that tries to be markup, a terminal's master, and right before left."""
+    return (f"<script>alert({way!r})</script></textarea></pre><img src=x onerror=alert(1)> "
+            "**b** [go](javascript:alert(1)) <a href='javascript:alert(1)'>y</a> \"> &lt; "
+            f"\x1b[31mred\x1b]0;title\x07 \x85 \u202etfel\u202c \u2067\u200f {way}")
+
+
+def spelled(way):
+    """Return what a reader is to see of it."""
+    text = evil(way)
+    for seen in "\x1b", "\x07", "\x85", "\u202e", "\u202c", "\u2067", "\u200f":
+        text = text.replace(seen, ascii(seen)[1:-1])
+    return text
+
+
+def evil_outputs(folder):
+    """Return a cell's outputs for each way in which a review's text reaches a page."""
+    import figures
+    shown, show = [], figures.show_html
+    figures.show_html = shown.append
+    try:
+        figures.show_table([{evil("heading"): evil("table")}])
+        answers = figures.Answers("01_evil", str(folder), "full")
+        answers.give(evil("question"), evil("answer"), holds=True)
+        answers.table()
+        figures.save_figure(figures.new_figure()[0], "one", evil("caption"), str(folder))
+    finally:
+        figures.show_html = show
+    data = [{"text/html": text} for text in shown] + [
+        {"text/plain": evil("plain")}, {"text/markdown": evil("markdown"), "text/plain": "<M>"},
+        {"text/html": "<p>a model's name</p>", "text/plain": evil("not shown")}]
+    return [dict(output_type="stream", name=name, text=evil(name)) for name in (
+        "stdout", "stderr")] + [dict(output_type="display_data", metadata={}, data=some)
+                                for some in data] + [
+        dict(output_type="error", ename="ValueError", evalue=evil("error"), traceback=[
+            "\x1b[0;31mValueError\x1b[0m: " + evil("error")])]
+
+
+SEEN = ["heading", "table", "question", "answer", "caption", "plain", "markdown", "stdout", "stderr",
+        "error", "log", "reason", "given"]
+
+
+def make_evil_page(folder):
+    """Write a report whose every text is evil: a page, 01_evil.html, and the index."""
+    import nbformat
+
+    import pages
+    (folder / "answers").mkdir()
+    cell = dict(cell_type="code", metadata={}, source="1", execution_count=1,
+                outputs=evil_outputs(folder))
+    nb = nbformat.from_dict(dict(cells=[cell], metadata={}, nbformat=4, nbformat_minor=4))
+    titles = {"01_evil": ("Evil reviews", "They are text.")}
+    row = {"status": "failed", "reason": evil("reason"), "seconds": 1, "profile": "sample"}
+    pages.write_page(folder, titles, "01_evil", row, nb, {"model": evil("given")}, evil("log"))
+    assert row["reason"] == evil("reason"), "no page: " + row["reason"]
+    pages.write_index(folder, titles, {"01_evil": row}, "sample")
 
 
 def make_gallery(tmp_path_factory, done=[]):  # noqa: B006 - one gallery for all tests

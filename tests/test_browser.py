@@ -7,6 +7,8 @@ from urllib.parse import unquote, urlparse
 import pytest
 import report_helpers as h
 
+import pages
+
 sync_api = pytest.importorskip("playwright.sync_api")
 CHROMIUM = shutil.which("chromium")
 FLAGS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
@@ -75,6 +77,26 @@ def test_pages_ask_for_nothing_and_complain_of_nothing(visits):
         outside = [u for u in seen["asked"] if not u.startswith(("file:", "data:"))]
         assert not outside, (name, outside)
         assert seen["fired"] == 0, name
+
+
+FOREIGN = """[...document.querySelectorAll("script, textarea, iframe, object, form, base, [onerror]")]
+    .map(e => e.outerHTML).concat([...document.links].map(a => a.href)
+    .filter(href => href.startsWith("javascript:")))"""
+
+
+def test_reviews_are_text_whatever_they_hold(browser, tmp_path):
+    h.make_evil_page(tmp_path)
+    page, said = browser.new_page(), []
+    page.add_init_script(CANARY)
+    page.on("console", lambda m: said.append(m.text))
+    page.on("request", lambda r: said.extend([r.url] * (not r.url.startswith(("file:", "data:")))))
+    for name, ways in ("01_evil", h.SEEN), ("index", ["question", "answer", "reason"]):
+        page.goto((tmp_path / (name + ".html")).as_uri())
+        text = page.evaluate("document.body.textContent")
+        assert [way for way in ways if h.spelled(way) not in text] == []
+        assert not pages.UNSEEN.search(page.content())
+        assert page.evaluate(FOREIGN) == [] and page.evaluate("window.fired") == 0
+    assert said == [] and page.title() == "Report \u00b7 sample"
 
 
 def test_every_image_shows_and_has_a_text(visits):

@@ -136,6 +136,23 @@ def test_outputs_are_text_not_markup(gallery):
         assert not re.search("[\x00-\x08\x0b-\x1f]", page.source), "a raw terminal code"
 
 
+def test_what_reviews_hold_is_spelled_out(gallery, tmp_path):
+    assert "line two \\x1b[31mred \\u202etfel" in Page(gallery[1] / "02_fails.html").text
+    assert "\\x1b[31mred\\x1b[0m \\x07 \\x85 \\x1b]0;title\\x07" in Page(
+        gallery[1] / "04_hostile.html").text
+    h.make_evil_page(tmp_path)
+    page, index = Page(tmp_path / "01_evil.html"), Page(tmp_path / "index.html")
+    for way in h.SEEN:
+        assert h.spelled(way) in page.text, way
+    for way in "question", "answer", "reason":
+        assert h.spelled(way) in index.text, way
+    assert [image["alt"] for image in page.images] == [h.spelled("caption")]
+    for some in page, index:
+        assert not pages.UNSEEN.search(some.source)
+        assert not {"script", "textarea", "b", "strong" * (some is index)} & set(some.tags)
+        assert not [link for link in some.links if "javascript" in link]
+
+
 def test_pages_show_how_far_it_got(gallery):
     failed = Page(gallery[1] / "02_fails.html").text
     assert "ValueError" in failed and "Never reached" in failed
@@ -257,7 +274,7 @@ def test_an_output_that_no_page_can_show_fails_its_notebook_alone(tmp_path):
     h.write_notebook(tmp_path, "01_odd", "# Odd", "1")
     nb = nbformat.read(str(tmp_path / "01_odd.ipynb"), as_version=4)
     nb.cells[1].outputs = [nbformat.from_dict(
-        {"output_type": "display_data", "metadata": {}, "data": {"text/markdown": 5}})]
+        {"output_type": "stream", "name": "stdout", "text": 5})]
     row = {"status": "ok", "reason": "", "seconds": 1, "profile": "sample"}
     pages.write_page(tmp_path, {"01_odd": ("Odd", "")}, "01_odd", row, nb, {})
     assert row["status"] == "failed" and row["reason"].startswith("no page: ")
