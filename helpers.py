@@ -640,7 +640,7 @@ def tokenize(texts, tokenizer, chunk=500):
     bar.close()
 
 
-# ---- attention on a CPU ------------------------------------------------------------------------
+# ---- cores that compute alone; dropout and attention on a CPU -----------------------------------
 
 CACHED = 2 ** 19  # attention weights that a core works on at once: 2 MB, about its cache
 
@@ -662,6 +662,36 @@ def lone_threads(n):
     return pool
 
 
+_random = threading.local()  # .stream: the random numbers of the micro-batch that a thread is at
+
+
+@contextlib.contextmanager
+def random_stream(*seeds):
+    """Give this thread a random stream of its own: what it drops does not depend on the others."""
+    _random.stream = np.random.SFC64(seeds)
+    try:
+        yield
+    finally:
+        del _random.stream
+
+
+def next_seed():
+    """Return a seed from this thread's random stream, else from PyTorch's."""
+    stream = getattr(_random, "stream", None)
+    return int(torch.randint(2 ** 62, (1,)) if stream is None else stream.random_raw())
+
+
+class Dropout(torch.nn.Dropout):
+    """torch.nn.Dropout with masks by `keep_mask` on a CPU: of the thread's own stream."""
+
+    def forward(self, x):
+        """Return x with a share p of its numbers dropped, the others scaled up; in training."""
+        if not self.training or not self.p or x.device.type != "cpu":
+            return super().forward(x)
+        cut = round(65536 * self.p)
+        return x * keep_mask(x.shape, cut, next_seed()).div_(1 - cut / 65536)
+
+
 def keep_mask(shape, cut, seed):
     """Return a random mask of 1.0 and 0.0: each is 0 with probability cut / 65536.
 
@@ -670,6 +700,14 @@ def keep_mask(shape, cut, seed):
     n = int(np.prod(shape))
     bits = np.random.SFC64(seed).random_raw(n // 4 + 1).view(np.int16)[:n]
     return torch.ge(torch.from_numpy(bits).view(shape), cut - 32768, out=torch.empty(shape))
+
+
+def each_alone(work, items, device):
+    """Yield work(item) for every item in order: on a CPU each by a core of its own."""
+    threads = torch.get_num_threads()
+    if device.type != "cpu" or threads == 1 or inference_mode is torch.no_grad:  # PyTorch 1.3
+        return map(work, items)
+    return lone_threads(threads).map(work, items)
 
 
 class DroppedAttention(torch.autograd.Function):
@@ -689,8 +727,7 @@ class DroppedAttention(torch.autograd.Function):
             scores = torch.bmm(query[some], key[some].transpose(1, 2)).add_(bias[some])
             work(some, scores.softmax(-1), keep_mask(scores.shape, cut, [seed, start]))
 
-        threads = lone_threads(torch.get_num_threads())
-        list(threads.map(one, range(0, len(query), step)))  # list: wait, and raise what they raise
+        list(each_alone(one, range(0, len(query), step), query.device))  # list: wait for all
 
     @staticmethod
     def forward(ctx, query, key, value, bias, p, seed):
@@ -741,19 +778,22 @@ def cpu_attention(module, query, key, value, attention_mask, dropout=0.0, scalin
         bias.masked_fill_(~attention_mask[:, :, :1], torch.finfo(torch.float32).min)
     bias = bias.expand(batch, heads, 1, seq).reshape(-1, 1, seq)
     rows = [x.reshape(-1, seq, size) for x in (query * scaling, key, value)]
-    seed = int(torch.randint(2 ** 62, (1,)))  # of PyTorch's own random stream
-    out = DroppedAttention.apply(*rows, bias, dropout, seed).view(batch, heads, seq, size)
+    out = DroppedAttention.apply(*rows, bias, dropout, next_seed()).view(batch, heads, seq, size)
     return out.transpose(1, 2).contiguous(), None
 
 
-def use_cpu_attention(model):
-    """Make a model attend by `cpu_attention`; transformers 2.1 keeps its own."""
+def use_own_dropout(model):
+    """Make a model drop and attend as this section does; transformers 2.1 keeps its own."""
     with contextlib.suppress(ImportError):
         from transformers import AttentionInterface, AttentionMaskInterface
         from transformers.masking_utils import sdpa_mask
         AttentionInterface.register("cpu_attention", cpu_attention)
         AttentionMaskInterface.register("cpu_attention", sdpa_mask)
-        model.set_attn_implementation("cpu_attention")
+        for module in model.modules():
+            if type(module) is torch.nn.Dropout:
+                module.__class__ = Dropout
+            if isinstance(module, BertModel):
+                module.set_attn_implementation("cpu_attention")
 
 
 # ---- model -------------------------------------------------------------------------------------
@@ -807,12 +847,12 @@ def load_bert(model=None, head="classifier", dropout=0.1, attention_dropout=0.1,
         raise InputError(f"model {name!r}: its weights lack {len(lacking)} tensors of a BERT "
                          f"({lacking[0]}, ...); give a whole BERT")
     check_tokenizer(tokenizer, config, name)
-    use_cpu_attention(bert)
     fill_new(bert, new, seed)
     if head == "classifier":
         bert, encoder = BertForSequenceClassification(config), bert
         bert.bert = encoder
         fill_new(bert, ["classifier.weight", "classifier.bias"], seed)
+    use_own_dropout(bert)
     return bert.float().eval(), tokenizer
 
 
@@ -908,7 +948,7 @@ def weights_digest(model):
 
 # ---- batches -----------------------------------------------------------------------------------
 
-CPU_TOKENS = 2048  # of a micro-batch on a CPU, which gains nothing from more, but pads more
+CPU_TOKENS = 1024  # of a micro-batch, which one core of a CPU works on: small enough to share out
 
 
 @functools.lru_cache(maxsize=2)
@@ -1006,7 +1046,7 @@ def lr_factor(progress, warmup, decay="linear"):
 # ---- training loop -----------------------------------------------------------------------------
 
 CHECKPOINT_SECONDS = 60  # between checkpoints; each is some 3 times the weights' size
-EVALUATIONS = 6          # points of a run's learning curve, evenly over its progress
+EVALUATIONS = 4          # points of a run's learning curve, evenly over its progress
 
 
 def classifier_forward(model, batch):
@@ -1052,6 +1092,15 @@ def halved(window):
     return halves
 
 
+def add_gradients(parameters, grads):
+    """Add gradients to those that the parameters have; None is none."""
+    for parameter, grad in zip(parameters, grads):
+        if parameter.grad is None:
+            parameter.grad = grad if grad is None or grad.is_sparse else grad.contiguous()
+        elif grad is not None:
+            parameter.grad.add_(grad)
+
+
 @contextlib.contextmanager
 def sparse_embeddings(model, device):
     """On a CPU keep the gradients of word embeddings by row; make one dense tensor at the end.
@@ -1070,13 +1119,20 @@ def sparse_embeddings(model, device):
 
 def accumulate(model, window, targets, forward, device):
     """Add up the gradients of a window's mean loss; return the loss, None if memory ran out."""
+    parameters, seed = [p for p in model.parameters() if p.requires_grad], torch.initial_seed()
+
+    def gradients(numbered):
+        number, batch = numbered
+        with torch.enable_grad(), random_stream(seed, number):
+            part = summed_loss(forward, model, batch, device) / max(targets, 1)
+            return part.detach(), torch.autograd.grad(part, parameters, allow_unused=True)
+
     loss, short = torch.zeros((), device=device), 0
     try:
         with sparse_embeddings(model, device):
-            for batch in mine(window):
-                part = summed_loss(forward, model, batch, device) / max(targets, 1)
-                part.backward()
-                loss += part.detach()
+            for part, grads in each_alone(gradients, mine(list(enumerate(window))), device):
+                loss += part
+                add_gradients(parameters, grads)
     except (RuntimeError, MemoryError) as error:
         if not out_of_memory(error) or max(len(batch["labels"]) for batch in window) == 1:
             raise
@@ -1346,19 +1402,24 @@ def predict_logits(model, pieces, tokenizer, config, what=""):
     bar = progress_bar(sum(lengths), what, "piece") if what else None
     training, started, done, told = model.training, time.time(), 0, not what
     model.eval()
-    with inference_mode(), autocast(device):
-        for group in mine(micro_batches(lengths, *limits)):
-            rows = [framed(pieces[i], config.seq_len, config.keep, tokenizer) for i in group]
-            batch = {key: value.to(device) for key, value in
-                     padded(rows, tokenizer.pad_token_id).items()}
-            logits[group] = model(**batch)[0].float().cpu()
-            done += sum(map(len, rows))
-            if what:
-                bar.update(sum(map(len, rows)))
-            elapsed = time.time() - started
-            if not told and elapsed > 5:
-                told = True
-                tell_estimate(what, len(pieces), elapsed * sum(lengths) / done / 60)
+
+    def logits_of(group):
+        rows = [framed(pieces[i], config.seq_len, config.keep, tokenizer) for i in group]
+        batch = padded(rows, tokenizer.pad_token_id)
+        with inference_mode(), autocast(device):
+            some = model(**{key: value.to(device) for key, value in batch.items()})[0]
+        return some.float().cpu()
+
+    groups = mine(micro_batches(lengths, *limits))
+    for group, some in zip(groups, each_alone(logits_of, groups, device)):
+        logits[group] = some
+        done += sum(lengths[i] for i in group)
+        if what:
+            bar.update(sum(lengths[i] for i in group))
+        elapsed = time.time() - started
+        if not told and elapsed > 5:
+            told = True
+            tell_estimate(what, len(pieces), elapsed * sum(lengths) / done / 60)
     if what:
         bar.close()
     model.train(training)
@@ -1478,11 +1539,13 @@ def mlm_batches(pieces, tokenizer, config, device):
 
 def mlm_loss(model, batches, device):
     """Return the mean cross entropy in nats over the masked positions of some batches."""
-    training, loss = model.training, 0.0
+    def loss_of(batch):
+        with inference_mode():
+            return float(summed_loss(mlm_forward, model, batch, device))
+
+    training = model.training
     model.eval()
-    with inference_mode():
-        for batch in mine(batches):
-            loss += float(summed_loss(mlm_forward, model, batch, device))
+    loss = sum(each_alone(loss_of, mine(batches), device))
     model.train(training)
     return finite(total(loss, device) / max(1, count_targets(batches)))
 

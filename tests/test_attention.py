@@ -119,7 +119,7 @@ def test_dropout_leaves_the_mean_of_the_output():
     assert float(error.abs().max()) < 5
 
 
-def test_loaded_models_attend_by_it_in_training_alone(monkeypatch):
+def test_loaded_models_use_it_in_training_alone(monkeypatch):
     asked, true_mask = [], helpers.keep_mask
 
     def spy(shape, cut, seed):
@@ -133,9 +133,62 @@ def test_loaded_models_attend_by_it_in_training_alone(monkeypatch):
         model(ids, attention_mask=ids)
         assert not asked
         model.train()(ids, attention_mask=ids)
-        assert len(asked) == model.config.num_hidden_layers
-        assert asked[0] == ((2 * model.config.num_attention_heads, 10, 10), 16384)
+        config = model.config
+        weights, outputs = (2 * config.num_attention_heads, 10, 10), (2, 10, config.hidden_size)
+        assert asked.count((weights, 16384)) == config.num_hidden_layers
+        assert asked.count((outputs, 6554)) == 2 * config.num_hidden_layers + 1  # 1: embeddings
+        assert asked.count(((2, config.hidden_size), 6554)) == (head == "classifier")
+        assert len(asked) == 3 * config.num_hidden_layers + 1 + (head == "classifier")
         asked.clear()
+
+
+def test_dropout_is_that_of_pytorch_but_for_its_random_numbers():
+    layer, ones = helpers.Dropout(0.3), torch.ones(400, 500, requires_grad=True)
+    out = layer(ones)
+    assert abs(float((out == 0).float().mean()) - 0.3) < 5 * (0.21 / 2e5) ** 0.5
+    assert torch.allclose(out[out != 0], torch.tensor(1 / 0.7), rtol=1e-4)
+    assert torch.equal(torch.autograd.grad(out.sum(), ones)[0], out)
+    assert torch.equal(layer.eval()(ones), ones)
+    assert isinstance(layer, torch.nn.Dropout) and helpers.Dropout(0.0)(ones) is not None
+
+
+def test_a_stream_alone_decides_what_its_thread_drops():
+    layer, ones = helpers.Dropout(0.5), torch.ones(64)
+
+    def drop(*seeds):
+        with helpers.random_stream(*seeds):
+            return torch.stack([layer(ones), layer(ones)])
+
+    first = drop(1, 2)
+    torch.manual_seed(0)
+    state = torch.get_rng_state()
+    assert torch.equal(drop(1, 2), first) and not torch.equal(*first)
+    assert not torch.equal(drop(1, 3), first) and not torch.equal(drop(2, 2), first)
+    assert torch.equal(torch.get_rng_state(), state)
+    layer(ones)  # without a stream: PyTorch's
+    assert not torch.equal(torch.get_rng_state(), state)
+
+
+@pytest.mark.parametrize("head", ["classifier", "mlm"])
+def test_gradients_do_not_depend_on_the_number_of_threads(head):
+    model, tokenizer = helpers.load_bert(SAMPLE, head)
+    model.train()
+    rows = [[2, *range(10, 10 + n), 3] for n in (30, 20, 9, 7, 5)]
+    window = [dict(helpers.padded([row, row], 0)) for row in rows]
+    for batch in window:
+        batch["labels"] = (torch.tensor([0, 1]) if head == "classifier" else
+                           batch["input_ids"].masked_fill(batch["input_ids"] % 3 > 0, -100))
+    forward = helpers.classifier_forward if head == "classifier" else helpers.mlm_forward
+    outcomes, before = [], torch.get_num_threads()
+    for threads in (1, 2, 4):
+        torch.set_num_threads(threads)
+        torch.manual_seed(9)
+        loss = helpers.accumulate(model, window, 10, forward, torch.device("cpu"))
+        outcomes.append([loss, *(p.grad for p in model.parameters() if p.grad is not None)])
+        model.zero_grad()
+    torch.set_num_threads(before)
+    for other in outcomes[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(outcomes[0], other))
 
 
 def test_a_saved_model_does_not_name_it(tmp_path):
