@@ -221,19 +221,22 @@ def test_strange_aclimdb(tmp_path, out, capsys, aclimdb, name, text, word):
 
 # ---- refusals -----------------------------------------------------------------------------------
 
-@pytest.mark.parametrize("kind", ["..", "absolute", "symlink", "hardlink", "device", "zip ..",
-                                  "zip absolute", "zip symlink", "zip backslash"])
+@pytest.mark.parametrize("kind", ["..", "absolute", "symlink", "hardlink", "fifo", "device",
+                                  "way out", "zip ..", "zip absolute", "zip symlink",
+                                  "zip backslash", "zip drive", "zip device"])
 def test_nothing_is_written_outside(tmp_path, out, capsys, kind):
     evil = str(tmp_path / "evil.texts")
     name = {"..": "FILIMDB/../../../../evil.texts", "absolute": evil}.get(kind.split()[-1])
-    name = name or ("..\\..\\..\\evil.texts" if kind.endswith("backslash") else "x.texts")
+    name = name or {"zip backslash": "..\\..\\..\\evil.texts", "zip drive": "C:\\evil.texts"}.get(
+        kind, "x.texts")
     source = tmp_path / ("F.zip" if kind.startswith("zip") else "F.tar.gz")
     write_archive(source, FILIMDB)
     if kind.startswith("zip"):
         with zipfile.ZipFile(str(source), "a") as archive:
             member = zipfile.ZipInfo(name)
             member.create_system = 3  # Unix: the file type is in external_attr
-            member.external_attr = (0o120777 if kind.endswith("symlink") else 0o100644) << 16
+            member.external_attr = {"zip symlink": 0o120777, "zip device": 0o020666}.get(
+                kind, 0o100644) << 16
             archive.writestr(member, evil)
     else:
         with tarfile.open(str(tmp_path / "plain"), "w") as archive:
@@ -243,9 +246,12 @@ def test_nothing_is_written_outside(tmp_path, out, capsys, kind):
                 archive.addfile(member, io.BytesIO(text.encode("utf-8")))
             member = tarfile.TarInfo(name)
             member.type = {"symlink": tarfile.SYMTYPE, "hardlink": tarfile.LNKTYPE,
-                           "device": tarfile.FIFOTYPE}.get(kind, tarfile.REGTYPE)
-            member.linkname = evil
+                           "way out": tarfile.SYMTYPE, "fifo": tarfile.FIFOTYPE,
+                           "device": tarfile.CHRTYPE}.get(kind, tarfile.REGTYPE)
+            member.linkname = str(tmp_path) if kind == "way out" else evil
             archive.addfile(member)
+            if kind == "way out":  # a file below a link that leads out
+                archive.addfile(tarfile.TarInfo("x.texts/evil.texts"))
         with gzip.open(str(source), "wb") as f:
             f.write((tmp_path / "plain").read_bytes())
     before = sorted(os.listdir(str(tmp_path)))
