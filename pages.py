@@ -3,6 +3,8 @@ import json
 import os
 import platform
 import re
+import shutil
+from contextlib import suppress
 from pathlib import Path
 
 import nbformat
@@ -35,15 +37,29 @@ def show_error(output):
 
 
 def write(path, text):
-    """Write a file whole or not at all."""
-    aside = path.with_name(path.name + ".part")
-    aside.write_text(text, encoding="utf-8", errors="replace")
-    os.replace(str(aside), str(path))
+    """Write a file whole or not at all, as helpers.put does, whose import would take seconds."""
+    aside, data = path.with_name(path.name + ".part"), text.encode("utf-8", "replace")
+    try:
+        with open(str(aside), "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(str(aside), str(path))
+    except OSError as error:
+        with suppress(OSError):
+            aside.unlink()
+        free = shutil.disk_usage(str(path.parent)).free
+        raise OSError(f"{path}: cannot be written ({error.strerror}): it needs {len(data):,} "
+                      f"bytes, {free:,} are free; make room or give another --out") from None
 
 
 def read_json(path, default):
-    """Read a JSON file; give the default when there is none."""
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else default
+    """Read a JSON file; give the default when there is none, or a damaged one, which is said."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else default
+    except ValueError:
+        print(f"Warning: {path} is damaged: not used", flush=True)
+        return default
 
 
 def find_cell(path):

@@ -5,7 +5,8 @@
     python report.py --only 03 05              # these two again; the other pages stay
 
 Each notebook runs in a process of its own and gets the profile's keys that its cell tagged
-`parameters` declares. Exit code: 0 all ok, 1 a notebook failed, 2 wrong use, 130/143 interrupted.
+`parameters` declares. Exit code: 0 all ok, 1 a notebook failed, 2 wrong use or a full disk,
+130/143 interrupted.
 """
 import argparse
 import ast
@@ -16,13 +17,33 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
-import nbformat
-import yaml
 
-from pages import find_cell, judge, read_headline, read_json, write_index, write_page
+def stopped(number):
+    """Say in one line how to go on after a signal; return the exit code."""
+    print("report.py: interrupted; the same command goes on: finished trials are not run again",
+          file=sys.stderr, flush=True)
+    return 128 + number
+
+
+STOPS = signal.SIGINT, signal.SIGTERM
+if __name__ == "__main__":  # while libraries are loaded nothing is to save
+    for number in STOPS:
+        signal.signal(number, lambda number, frame: os._exit(stopped(number)))
+
+import nbformat  # noqa: E402
+import yaml  # noqa: E402
+
+from pages import (  # noqa: E402
+    find_cell,
+    judge,
+    read_headline,
+    read_json,
+    write_index,
+    write_page,
+)
 
 ROOT = Path(__file__).resolve().parent
 NOTEBOOKS, PROFILES = ROOT / "notebooks", ROOT / "profiles"
@@ -170,6 +191,29 @@ def build(args):
     except OSError as error:
         raise Refused(f"can't write to {out} ({error.strerror}): give another --out") from None
     values["out_dir"] = str(out)
+    with alone_in(out):
+        return run_all(args, paths, chosen, declared, profile, values, out)
+
+
+@contextmanager
+def alone_in(out):
+    """Hold a report's folder until the block ends; a second report.py waits its turn."""
+    try:
+        import fcntl
+    except ImportError:  # Windows: one at a time, please
+        yield
+        return
+    with open(str(out / ".lock"), "w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            print(f"{out}: another report.py is at work there; waiting until it ends", flush=True)
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def run_all(args, paths, chosen, declared, profile, values, out):
+    """Run the chosen notebooks and write all pages; return the exit code."""
     given = {n: {k: v for k, v in values.items() if k in declared[n]} for n in paths}
     titles = {n: read_headline(path) for n, path in paths.items()}
     fresh = {"status": "not run", "reason": "", "seconds": 0, "profile": profile}
@@ -180,21 +224,29 @@ def build(args):
             write_page(out, titles, name, status[name], nbformat.read(str(path), 4), given[name])
     summary = write_index(out, titles, status, profile)
     stops = []
-    for signum in signal.SIGINT, signal.SIGTERM:
-        signal.signal(signum, lambda number, frame: stops.append(number))
+    for number in STOPS:
+        signal.signal(number, lambda number, frame: stops.append(number))
     with ThreadPoolExecutor(args.jobs) as pool:
         runs = {pool.submit(execute, n, given[n], out, args, stops): n for n in chosen}
-        for run in as_completed(runs):
-            if run.result():
-                name, (row, nb, log) = runs[run], run.result()
-                status[name] = row = dict(row, profile=profile)
-                write_page(out, titles, name, row, nb, given[name], log)
-                summary = write_index(out, titles, status, profile)
-                print("{}: {status}, {seconds} s {reason}".format(name, **row), flush=True)
-    print(f"{out / 'index.html'}\n{summary}")
-    if stops:
-        print("To go on, give the same command again: finished trials are not run again.")
-    return 128 + stops[0] if stops else int(any(status[n]["status"] != "ok" for n in chosen))
+        try:
+            for run in as_completed(runs):
+                if run.result():
+                    name, (row, nb, log) = runs[run], run.result()
+                    status[name] = row = dict(row, profile=profile)
+                    write_page(out, titles, name, row, nb, given[name], log)
+                    summary = write_index(out, titles, status, profile)
+                    print("{}: {status}, {seconds} s {reason}".format(name, **row), flush=True)
+        except OSError:  # a full disk: the others could not be written either
+            stops.append(0)
+            raise
+    print(f"{out / 'index.html'}\n{summary}", flush=True)
+    failed = any(status[n]["status"] != "ok" for n in chosen)
+    return stopped(stops[0]) if stops else int(failed)
+
+
+def interrupt(number, frame):
+    """Raise what Ctrl-C raises, while no notebook is running."""
+    raise KeyboardInterrupt(number)
 
 
 def refuse(message):
@@ -212,14 +264,18 @@ def main(argv=None):
     parser.add_argument("--out", help="folder of the report (build/PROFILE)")
     parser.add_argument("--timeout", type=float, default=0, help="minutes a notebook (no limit)")
     try:
+        for number in STOPS:
+            signal.signal(number, interrupt)
         args = parser.parse_args(argv)
         if args.jobs < 1 or not 0 <= args.timeout < float("inf"):
             refuse(f"--jobs {args.jobs} --timeout {args.timeout:g}: 1 job or more, 0 minutes or "
                    f"more")
         return build(args)
-    except Refused as error:
+    except (Refused, OSError) as error:
         print("report.py:", " ".join(str(error).split()), file=sys.stderr)
         return 2
+    except KeyboardInterrupt as error:
+        return stopped(*error.args or STOPS[:1])
 
 
 if __name__ == "__main__":

@@ -159,7 +159,9 @@ def read_row(path):
 @contextlib.contextmanager
 def locked(path):
     """Hold a lock file; yield whether it is ours. It falls with its process, even by SIGKILL."""
-    os.makedirs(os.path.dirname(path), exist_ok=True)
+    with helpers.writing(path, 0):
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        open(path, "a").close()
     try:
         import fcntl
     except ImportError:  # Windows: one process at a time, please

@@ -101,7 +101,7 @@ def add_gallery(notebooks):
         "## Never reached", "3")
     write_notebook(
         notebooks, "03_dies", "# A kernel that dies\n\nOut of memory.",
-        "import os, signal, subprocess", 'subprocess.Popen(["sleep", "100"])\n'
+        "import os, signal, subprocess\nprint('so far, so good')", 'subprocess.Popen(["sleep", "100"])\n'
         "os.kill(os.getpid(), signal.SIGKILL)", "1")
     write_notebook(
         notebooks, "04_hostile", "# Reviews are data\n\nThey hold *anything*: x < y & z.",
