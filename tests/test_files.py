@@ -5,20 +5,26 @@ import os
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 import helpers
 from helpers import (
     InputError,
+    Pieces,
     cache_dir,
     digest,
     file_digest,
     find_path,
     load_state,
+    load_table,
     save_json,
     save_state,
+    sealed_table,
     seed_of,
     written_whole,
 )
+from studies import read_row
 
 
 def test_a_block_that_ends_well_replaces_the_file(tmp_path):
@@ -75,6 +81,51 @@ def test_a_state_comes_back_bit_for_bit(tmp_path):
     for key in ("weights", "half"):
         assert back[key].dtype == STATE[key].dtype and torch.equal(
             back[key].float(), STATE[key].float())
+
+
+PLAIN = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner, max_size=4),
+    max_leaves=12)
+TENSORS = st.builds(lambda shape, dtype, seed: (torch.randn(
+    shape, generator=torch.Generator().manual_seed(seed)) * 100).to(dtype),
+    st.lists(st.integers(0, 4), max_size=3), st.sampled_from([
+        torch.float32, torch.float64, torch.float16, torch.int64, torch.uint8]), st.integers(0, 99))
+
+
+def same(one, two):
+    """Tell whether two plain values are the same to the type and the bit; NaN is NaN."""
+    return json.dumps(one, sort_keys=True) == json.dumps(two, sort_keys=True)
+
+
+@given(PLAIN, st.lists(TENSORS, max_size=3))
+def test_any_state_comes_back_as_it_was(tmp_path_factory, plain, tensors):
+    path = str(tmp_path_factory.getbasetemp() / "any state")
+    save_state(path, {"plain": plain, "tensors": tensors})
+    back = load_state(path)
+    assert same(back["plain"], plain) and len(back["tensors"]) == len(tensors)
+    for one, two in zip(back["tensors"], tensors):
+        assert one.dtype == two.dtype and one.shape == two.shape
+        assert one.numpy().tobytes() == two.numpy().tobytes()
+
+
+@given(st.dictionaries(st.text(max_size=8).filter(lambda key: key != "checksum"), PLAIN, max_size=5))
+def test_any_trial_comes_back_as_it_was(tmp_path_factory, row):
+    path = str(tmp_path_factory.getbasetemp() / "any trial.json")
+    row["checksum"] = digest(row)
+    save_json(path, row)
+    back = read_row(path)
+    assert same(back, row)
+
+
+@given(st.lists(st.lists(st.integers(0, 2 ** 31 - 1), max_size=9), max_size=9))
+def test_any_table_of_pieces_comes_back_as_it_was(tmp_path_factory, rows):
+    path = str(tmp_path_factory.getbasetemp() / "any table.npy")
+    with written_whole(path, "wb") as file:
+        np.save(file, sealed_table([np.array(row, dtype=np.int32) for row in rows]))
+    pieces = Pieces(load_table(path))
+    assert [pieces[i] for i in range(len(pieces))] == rows
+    assert pieces.lengths == [len(row) for row in rows]
 
 
 def damages(path):

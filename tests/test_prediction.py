@@ -20,8 +20,8 @@ from helpers import (
     tokenize_all,
 )
 
-TEXT = st.lists(st.sampled_from([*WORDS, "lovely.", "gr\u00e9at", "[MASK]", "\u96fb"]),
-                max_size=90).map(" ".join)
+TEXT = st.one_of(st.text(max_size=40), st.lists(st.sampled_from(
+    [*WORDS, "lovely.", "gr\u00e9at", "[MASK]", "\u96fb"]), max_size=90).map(" ".join))
 
 
 @pytest.fixture(scope="module")
