@@ -176,7 +176,7 @@ def locked(path):
         yield True
 
 
-N_CURVE = 150  # reviews of train, and of dev, that the points of a learning curve are measured on
+N_CURVE = 100  # reviews of train, and of dev, that the points of a learning curve are measured on
 
 
 def run_trial(config, train_part, dev_part):
