@@ -541,7 +541,7 @@ def vectorize_ex(text, label, seq_len, tokenizer, keep="head", label_ids=LABEL_I
     check_seq_len(seq_len, tokenizer)
     if label is not None and label not in label_ids:
         raise InputError(f"label {label!r}: known are {', '.join(map(str, label_ids))}")
-    pieces = tokenizer.convert_tokens_to_ids(tokenizer.tokenize(text))
+    pieces = tokenizer.convert_tokens_to_ids(tokenizer.tokenize(whole_characters(text)))
     input_ids = framed(pieces, seq_len, keep, tokenizer)
     padding = seq_len - len(input_ids)
     return (input_ids + [tokenizer.pad_token_id] * padding, [0] * seq_len,
@@ -590,6 +590,11 @@ def tokenize_all(texts, tokenizer):
     return Pieces(table)
 
 
+def whole_characters(text):
+    """Return a text without lone surrogates: BERT's cleaning drops them, today's code refuses."""
+    return text.encode("utf-8", "ignore").decode()
+
+
 def utf8(text):
     """Return a text as bytes, lone surrogates too."""
     return text.encode("utf-8", "surrogatepass")
@@ -629,9 +634,8 @@ def tokenize(texts, tokenizer, chunk=500):
         backend.no_padding()
     bar = progress_bar(len(texts), "tokenizing", "review")
     for start in range(0, len(texts), chunk):
-        some = texts[start:start + chunk]
+        some = list(map(whole_characters, texts[start:start + chunk]))
         if backend is not None:
-            some = [text.encode("utf-8", "replace").decode() for text in some]  # lone surrogates
             rows = [row.ids for row in backend.encode_batch(some, add_special_tokens=False)]
         else:
             rows = [tokenizer.convert_tokens_to_ids(tokenizer.tokenize(text)) for text in some]

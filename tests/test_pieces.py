@@ -74,6 +74,16 @@ def test_what_always_holds(tokenizer, text, n, keep):
         assert survived[first:] == pieces[first - room:] or first == room
 
 
+def test_lone_surrogates_are_dropped(cache, tokenizer):
+    for text in "\ud800", "good \udfff\ud800 film", "fi\udc80lm":
+        whole = "".join(c for c in text if not "\ud800" <= c <= "\udfff")
+        expected = vectorize_ex(whole, None, 16, tokenizer)
+        assert vectorize_ex(text, None, 16, tokenizer) == expected
+        for kind in tokenizer, Slow(tokenizer):
+            pieces = list(helpers.tokenize([text], kind))[0].tolist()
+            assert [*pieces, 3] == expected[0][1:sum(expected[2])]
+
+
 def test_128_and_382_pieces_of_a_long_review(tokenizer):
     """Sun et al. 2019, table 2; a quarter of 510 is 127.5."""
     ids = vectorize_ex(" ".join(["great"] * 300 + ["awful"] * 400), None, 512, tokenizer,
