@@ -5,7 +5,7 @@
 
 Every page's answers become one JSON in results/reference, beside the pages and the trials as
 archives; figures go to figures/, README's table of answers is written anew from the JSONs. A run
-with a page that is not ok is refused.
+with a page that failed is refused; pages that were not run yet are named as missing.
 """
 import argparse
 import json
@@ -33,11 +33,14 @@ def read_json(*path):
 
 
 def collect(out):
-    """Return {notebook: status, seconds and answers} of a run; refuse one that is not whole."""
-    status = read_json(out, "status.json")
+    """Return {notebook: seconds, profile and answers} of a run; refuse one with a failed page."""
+    status = {name: row for name, row in read_json(out, "status.json").items()
+              if row["status"] != "not run"}
     for name, row in status.items():
         if row["status"] != "ok":
             raise InputError(f"{out}: page {name} is {row['status']}, not ok; run report.py again")
+    if not status:
+        raise InputError(f"{out}: no page was run; run report.py first")
     return {name: {"seconds": row["seconds"], "profile": row["profile"],
                    "answers": read_json(out, "answers", name + ".json")}
             for name, row in status.items()}
@@ -84,7 +87,7 @@ def keep(out):
                 written_whole(os.path.join(HERE, "figures", name), "wb") as target:
             target.write(source.read())
     archive(os.path.join(REFERENCE, "report.zip"), {
-        name + ".html": os.path.join(out, name + ".html") for name in ["index", *pages]})
+        name + ".html": os.path.join(out, name + ".html") for name in ["index", *notebooks()]})
     archive(os.path.join(REFERENCE, "trials.zip"), {
         os.path.basename(path): path for path in trials_of(out)})
 
@@ -111,15 +114,23 @@ def read_reference():
             read_json(REFERENCE, "run.json"))
 
 
+def notebooks():
+    """Return the names of all notebooks, in order."""
+    folder = os.path.join(HERE, "notebooks")
+    return sorted(name[:-6] for name in os.listdir(folder) if name.endswith(".ipynb"))
+
+
 def table_of(pages, run):
     """Return README's text on the reference run: what it was, question -> answer -> notebook."""
     told, minutes = run["parameters"], sum(page["seconds"] for page in pages.values()) / 60
+    missing = ", ".join(name[:2] for name in notebooks() if name not in pages)
     lines = [f"Model: {run['weights'] or told['model']}. Profile {told['profile']}: "
              f"{told['n_train']} training reviews (notebook 05: {told['sizes']}), "
              f"{told['n_dev']} dev reviews, {told['seq_len']} pieces, {told['epochs']} epochs, "
              f"seeds {told['seeds']}. {run['trials']} trials took {run['trial_minutes']:.0f} "
              f"minutes of training and measuring on {' and '.join(run['devices'])} "
-             f"({run['cores']} cores), the pages {minutes:.0f} minutes. Again: `make reference`.",
+             f"({run['cores']} cores), the pages {minutes:.0f} minutes. Again: `make reference`."
+             + f" Not run yet: notebooks {missing}." * bool(missing),
              "", "| question | answer | as expected | notebook |", "|---|---|---|---|"]
     claim = {True: "yes", False: "no", None: ""}
     for name, page in pages.items():

@@ -14,7 +14,7 @@ NAMES = ["01_one", "02_two"]
 
 @pytest.fixture
 def finished(tmp_path, monkeypatch):
-    """A finished run's folder, and a repository in which it is to be kept."""
+    """The root of a repository, and the folder of a finished run that is to be kept in it."""
     root, out = tmp_path / "root", tmp_path / "out"
     monkeypatch.setattr(reference, "HERE", str(root))
     monkeypatch.setattr(reference, "REFERENCE", str(root / "results"))
@@ -32,6 +32,9 @@ def finished(tmp_path, monkeypatch):
         (out / (name + ".html")).write_text("<p>" + name)
     (out / "figures").mkdir()
     (out / "figures" / "f.png").write_bytes(b"\x89PNG")
+    (root / "notebooks").mkdir()
+    for name in NAMES:
+        (root / "notebooks" / (name + ".ipynb")).write_text("{}")
     for key in "ab":
         helpers.save_json(str(out / "trials" / (key + ".json")), {"seconds": 60, "device": "cpu"})
     (root / "README.md").write_text("# Mine\n" + reference.BEGIN + "old\n" + reference.END + "tail\n")
@@ -67,14 +70,32 @@ def test_its_trials_come_back(finished, tmp_path):
     assert (again / "trials" / "b.json").read_bytes() == (out / "trials" / "b.json").read_bytes()
 
 
-@pytest.mark.parametrize("status", ["failed", "not run"])
-def test_a_run_that_is_not_whole_is_refused(finished, status, capsys):
-    root, out = finished
+def set_status(out, **states):
     rows = json.loads((out / "status.json").read_text())
-    rows["02_two"]["status"] = status
+    for number, status in states.items():
+        rows[NAMES[int(number[1]) - 1]]["status"] = status
     helpers.save_json(str(out / "status.json"), rows)
+
+
+def test_what_was_not_run_yet_is_named(finished):
+    root, out = finished
+    assert "Not run yet" not in (root / "README.md").read_text()
+    set_status(out, _2="not run")
+    assert reference.main([str(out)]) == 0
+    text = (root / "README.md").read_text(encoding="utf-8")
+    assert "Not run yet: notebooks 02." in text and "02_two?" not in text
+    assert sorted(os.listdir(str(root / "results"))) == ["01_one.json", "report.zip", "run.json",
+                                                         "trials.zip"]
+
+
+def test_a_run_that_failed_is_refused(finished, capsys):
+    root, out = finished
+    set_status(out, _2="failed")
     assert reference.main([str(out)]) == 2
-    assert f"page 02_two is {status}" in capsys.readouterr().err
+    assert "page 02_two is failed" in capsys.readouterr().err
+    set_status(out, _1="not run", _2="not run")
+    assert reference.main([str(out)]) == 2
+    assert "no page was run" in capsys.readouterr().err
     assert not (root / "results").exists()
     os.remove(str(out / "status.json"))
     assert reference.main([str(out)]) == 2
