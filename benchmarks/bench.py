@@ -14,6 +14,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -31,15 +32,18 @@ BATCH, SEQ_LEN = 16, 512
 
 # ---- one measurement, in a process of its own --------------------------------------------------
 
-def count_tokens(counts):
-    """Count real and padded tokens, and the work in FLOP, of every pass through a BERT."""
+def count_tokens(counts, training):
+    """Count real and padded tokens of every pass through a BERT that trains, or that does not."""
     from transformers import BertModel
-    forward = BertModel.forward
+    forward, lock = BertModel.forward, threading.Lock()
 
     def counting(self, input_ids=None, attention_mask=None, **kwargs):
-        batch, seq = input_ids.shape
-        counts["padded"] += batch * seq
-        counts["real"] += int(attention_mask.sum()) if attention_mask is not None else batch * seq
+        padded = input_ids.numel()
+        real = padded if attention_mask is None else int(attention_mask.sum())
+        with lock:  # micro-batches run side by side
+            if self.training == training:  # what masked LM holds out is measured, not trained on
+                counts["padded"] += padded
+                counts["real"] += real
         return forward(self, input_ids=input_ids, attention_mask=attention_mask, **kwargs)
 
     BertModel.forward = counting
@@ -181,7 +185,7 @@ def measure(kind, job, n, model, data_dir, cache):
     texts, labels = read_work(kind, n, data_dir)
     import helpers
     counts = {"real": 0, "padded": 0}
-    count_tokens(counts)
+    count_tokens(counts, kind != "classify")
     started = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder, helpers.quiet_transformers():
         JOBS[kind, job](texts, labels, model, folder)
@@ -261,16 +265,19 @@ def compare(args):
 
 
 def summarize(kind, job, runs, ours, ceiling, model):
-    """Return a table's row: medians over the rounds, and how many times faster ours is."""
-    def speed(some):
-        return statistics.median(run["examples"] / run["seconds"] for run in some)
-    tokens = statistics.median(run["real"] / run["seconds"] for run in runs)
-    return {"work": kind, "job": job, "n": runs[0]["examples"], "examples_s": speed(runs),
-            "tokens_s": tokens, "padding": 1 - runs[0]["real"] / max(1, runs[0]["padded"])
+    """Return a table's row: medians over the rounds, and how many times faster ours is.
+
+    By real tokens, which masked LM holds some of out; by texts where no model runs.
+    """
+    def rate(some, key):
+        return statistics.median(run[key] / run["seconds"] for run in some)
+    tokens, unit = rate(runs, "real"), "real" if runs[0]["real"] else "examples"
+    return {"work": kind, "job": job, "n": runs[0]["examples"],
+            "examples_s": rate(runs, "examples"), "tokens_s": tokens, "padding": 1 - runs[0]["real"] / max(1, runs[0]["padded"])
             if runs[0]["padded"] else 0.0,
             "peak_mb": max(run["peak_mb"] for run in runs),
             "of_ceiling": tokens * flop_per_token(model, kind) / ceiling,
-            "ours_is": speed(ours) / speed(runs)}
+            "ours_is": rate(ours, unit) / rate(runs, unit)}
 
 
 def main(argv=None):
