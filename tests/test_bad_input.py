@@ -417,9 +417,9 @@ def test_what_a_profile_may_hold(text, project):
 
 # ---- accepted ----------------------------------------------------------------------------------
 
-ODD = ["", "   ", "one line\x85two lines", "a\rb\r", "good\x00film\x01\x1b[31m\x7f\x9f", "\ufeffgreat",
-       "[MASK] is [SEP] not [CLS] it [PAD]", "\u202eyrevocer\u202c \u200f\u2066x", "\U0001f600 \ufffd",
-       "<script>alert(1)</script>", "\u2028 \u2029 \x0b \x0c", "\u96fb\u5f71 \u0645\u0631", "a" * 300]
+ODD = ["", "   ", "one line\x85two lines", "a\rb\r", "good\x00film\x01\x1b[31m\x7f\x9f",
+       "\ufeffgreat", "[MASK] is [SEP] not [CLS] it [PAD]", "\u202eyrevocer\u202c \u200f\u2066x",
+       "\U0001f600 \ufffd", "<script>alert(1)</script>", "\u2028 \u2029 \x0b \x0c", "\u96fb\u5f71 \u0645\u0631", "a" * 300]
 HUGE = ["good " * 1000000, "a" * 100000]  # 5 MB; a word that no vocabulary can split
 
 
@@ -489,7 +489,7 @@ def test_what_is_accepted_gets_a_prediction_for_every_review(name, place, capsys
     code = evaluate.main(command(Row(name, make, argv, words), place))
     said = capsys.readouterr()
     assert code == 0 and not said.err
-    warned = [line for line in said.out.split("\n") if re.search("^Warning: (?!.*learned nothing)", line)]
+    warned = re.findall("(?m)^Warning: (?!.*learned nothing).*$", said.out)
     assert words is None or warned == [word.replace("PLACE", str(place)) for word in words]
     lines = (place / "out" / "preds.tsv").read_text(encoding="utf-8").split("\n")[:-1]
     keys = [f"{part}/{i}" for part in helpers.PARTS for i in range(SIZES[part])]

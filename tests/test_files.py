@@ -85,8 +85,8 @@ def test_a_state_comes_back_bit_for_bit(tmp_path):
 
 PLAIN = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20),
-    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner, max_size=4),
-    max_leaves=12)
+    lambda inner: st.one_of(st.lists(inner, max_size=4), st.dictionaries(
+        st.text(max_size=8), inner, max_size=4)), max_leaves=12)
 TENSORS = st.builds(lambda shape, dtype, seed: (torch.randn(
     shape, generator=torch.Generator().manual_seed(seed)) * 100).to(dtype),
     st.lists(st.integers(0, 4), max_size=3), st.sampled_from([
