@@ -273,8 +273,8 @@ def summarize(kind, job, runs, ours, ceiling, model):
         return statistics.median(run[key] / run["seconds"] for run in some)
     tokens, unit = rate(runs, "real"), "real" if runs[0]["real"] else "examples"
     return {"work": kind, "job": job, "n": runs[0]["examples"],
-            "examples_s": rate(runs, "examples"), "tokens_s": tokens, "padding": 1 - runs[0]["real"] / max(1, runs[0]["padded"])
-            if runs[0]["padded"] else 0.0,
+            "examples_s": rate(runs, "examples"), "tokens_s": tokens,
+            "padding": 1 - runs[0]["real"] / runs[0]["padded"] if runs[0]["padded"] else 0.0,
             "peak_mb": max(run["peak_mb"] for run in runs),
             "of_ceiling": tokens * flop_per_token(model, kind) / ceiling,
             "ours_is": rate(ours, unit) / rate(runs, unit)}
