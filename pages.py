@@ -85,7 +85,7 @@ def judge(source, target, log, why, timeout, code, seconds):
     if code and not why:
         why, reason = "failed", (f"{errors[0].ename}: {errors[0].evalue}" if errors else
                                  f"papermill died, signal {-code}" if code < 0 else lines[-1])
-    reason = spell(reason).split("\n")[0][:200] + f" (in {find_cell(target) or 'no cell'})"
+    reason = re.split("[\r\n]", spell(reason))[0][:200] + f" (in {find_cell(target) or 'no cell'})"
     row = {"status": why or "ok", "reason": why and reason, "seconds": round(seconds, 1)}
     return row, nb, "\n".join(lines[-12:]) if why and not errors else ""
 

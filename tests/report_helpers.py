@@ -97,7 +97,7 @@ def add_gallery(notebooks):
         'print("note on stderr", file=sys.stderr)\nrows[0]["answer"]')
     write_notebook(
         notebooks, "02_fails", "# A cell that fails\n\nIt raises.", PARAMETERS, "1 + 1",
-        'raise ValueError("<script>alert(2)</script> at\\nline two \\x1b[31mred \\u202etfel")',
+        'raise ValueError("<script>alert(2)</script> at\\r\\nline two \\x1b[31mred \\u202etfel")',
         "## Never reached", "3")
     write_notebook(
         notebooks, "03_dies", "# A kernel that dies\n\nOut of memory.",
