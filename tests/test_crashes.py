@@ -106,7 +106,9 @@ def kill_learning(kind, folder, moments, seed):
     for i in range(moments):
         begin(os.path.join(folder, str(i)))
         child = in_child(into_file, log + str(i), lambda: learn(kind))
-        time.sleep(seconds * 0.8 * (i + draw.random()) / moments)  # spread over the run
+        if i % 2:  # after a checkpoint; else anywhere
+            h.wait_for(lambda: glob.glob(os.path.join(folder, str(i), "cache", "*", "*.checkpoint")))
+        time.sleep(seconds * draw.random() * (0.2 if i % 2 else 0.8))
         os.kill(child, signal.SIGKILL)
         killed = ended(child)
         assert not ended(in_child(into_file, log + str(i), lambda: learn(kind)))
@@ -357,15 +359,15 @@ def die_at(nth, work):
             moment()
             result = real(*args, **kwargs)
             moment()
-            return Halves(result, moment) if halve and "w" in args[1] else result
+            return Halves(result, moment) if halve and "w" in str(args[1:]) else result
         setattr(owner, name, call)
 
     for owner, name in ((os, "fsync"), (os, "chmod"), (os, "replace"), (os, "rename"),
                         (tempfile, "mkstemp"), (tempfile, "mkdtemp")):
         around(owner, name, getattr(owner, name))
     around(os, "fdopen", os.fdopen, halve=True)
-    pages.open = None  # its own name, for a moment, instead of the builtin's
-    around(pages, "open", builtins.open, halve=True)
+    for module in (evaluate, helpers, pages, studies):
+        around(module, "open", builtins.open, halve=True)
     work()
 
 
@@ -621,7 +623,7 @@ def test_two_reports_at_once_and_one_that_goes_on(tmp_path):
         h.write_notebook(h.make_project(tmp_path / name), "01_study", "# Study", h.PARAMETERS, TRIALS)
     out = tmp_path / "out"
     first = h.start(tmp_path / "one", "--out", str(out))
-    h.wait_for((out / "log").exists)
+    h.wait_for((out / "log").exists, 120)
     first.send_signal(signal.SIGTERM)
     assert first.wait(timeout=60) == 143
     begun = (out / "log").read_text()
