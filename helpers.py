@@ -1168,7 +1168,7 @@ def fit(model, batches, n_steps, steps_per_epoch, forward, config, evaluate=None
     bar.update(step)
     model.train()
 
-    def progress_now():
+    def progress_at(step):
         spent = (time.time() - started) / 60 / config.max_minutes if config.max_minutes else 0
         return max(step / n_steps, total(0 if rank else spent, device))
 
@@ -1177,7 +1177,7 @@ def fit(model, batches, n_steps, steps_per_epoch, forward, config, evaluate=None
             history.append(dict(step=0, epoch=0.0, seconds=0.0, **evaluate(model)))
         if history and "due" in history[-1]:  # it was interrupted while it was measured
             measure_due(history[-1], evaluate, model)
-        progress = progress_now()
+        progress = progress_at(step)
         while progress < 1:
             lr = config.lr * lr_factor(progress, config.warmup, config.decay)
             for group in optimizer.param_groups:
@@ -1199,19 +1199,19 @@ def fit(model, batches, n_steps, steps_per_epoch, forward, config, evaluate=None
             if not math.isfinite(loss + norm):
                 raise Diverged(f"loss {loss}, gradient norm {norm} at step {step + 1} of "
                                f"{n_steps} with lr {lr:.3g}; lower lr or lengthen warmup")
+            before, progress = progress, progress_at(step + 1)
             with uninterrupted():  # so that whatever stops the run, a step is whole
                 optimizer.step()
                 clear_gradients(model)
                 step += 1
                 row = dict(step=step, epoch=step / steps_per_epoch, lr=lr, grad_norm=norm,
                            loss=loss, targets=targets, seconds=time.time() - started)
-                before, progress = progress, progress_now()
                 if evaluate and int(progress * EVALUATIONS) > int(before * EVALUATIONS):
                     row["due"] = True
                 history.append(row)
             if "due" in row:
                 measure_due(row, evaluate, model)
-                progress = progress_now()  # measuring takes time too
+                progress = progress_at(step)  # measuring takes time too
             for key in row if writer else ():
                 writer.add_scalar(key, row[key], step)
             bar.update(1)
