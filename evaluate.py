@@ -222,4 +222,8 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    code = main()
+    if code > 128:  # stopped: without waiting for threads that are at their last micro-batch
+        sys.stdout.flush()
+        os._exit(code)
+    sys.exit(code)

@@ -13,6 +13,7 @@ to pieces -> model -> batches -> optimizer and schedule -> training loop -> clas
 from __future__ import annotations
 
 import array
+import collections
 import contextlib
 import csv
 import ctypes
@@ -317,6 +318,7 @@ def known_options(function, **options):
 LEGACY_FORMAT = known_options(torch.save, _use_new_zipfile_serialization=False)
 WEIGHTS_ONLY = known_options(torch.load, weights_only=True)
 inference_mode = getattr(torch, "inference_mode", torch.no_grad)
+RESULTS_VERSION = 6  # raise it when the same run gives other numbers (tests/reference_trials.json)
 VERSIONS = {"python": "%d.%d.%d" % sys.version_info[:3], "torch": torch.__version__.split("+")[0],
             "transformers": transformers.__version__}
 
@@ -658,7 +660,7 @@ def lone_threads(n):
         torch.set_num_threads(1)
         torch.get_num_threads()  # settles it: a thread's first use takes the number set last
         torch.set_grad_enabled(False)
-        everyone.wait()
+        everyone.wait(60)
 
     pool = ThreadPoolExecutor(n, initializer=begin)
     list(pool.map(int, range(n)))  # all have begun ...
@@ -707,11 +709,24 @@ def keep_mask(shape, cut, seed):
 
 
 def each_alone(work, items, device):
-    """Yield work(item) for every item in order: on a CPU each by a core of its own."""
-    threads = torch.get_num_threads()
+    """Yield work(item) for every item in order: on a CPU each by a core of its own.
+
+    No more than one result a core, and one, is held, so memory stays bounded.
+    """
+    threads, waiting = torch.get_num_threads(), collections.deque()
     if device.type != "cpu" or threads == 1 or inference_mode is torch.no_grad:  # PyTorch 1.3
-        return map(work, items)
-    return lone_threads(threads).map(work, items)
+        yield from map(work, items)
+        return
+    try:
+        for item in items:
+            waiting.append(lone_threads(threads).submit(work, item))
+            if len(waiting) > threads:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    finally:
+        for one in waiting:  # after an error or Ctrl-C
+            one.cancel()
 
 
 class DroppedAttention(torch.autograd.Function):
@@ -791,13 +806,14 @@ def use_own_dropout(model):
     with contextlib.suppress(ImportError):
         from transformers import AttentionInterface, AttentionMaskInterface
         from transformers.masking_utils import sdpa_mask
-        AttentionInterface.register("cpu_attention", cpu_attention)
-        AttentionMaskInterface.register("cpu_attention", sdpa_mask)
+        name = "cpu_attention_of_" + __name__  # a copy of this file has a random stream of its own
+        AttentionInterface.register(name, cpu_attention)
+        AttentionMaskInterface.register(name, sdpa_mask)
         for module in model.modules():
             if type(module) is torch.nn.Dropout:
                 module.__class__ = Dropout
             if isinstance(module, BertModel):
-                module.set_attn_implementation("cpu_attention")
+                module.set_attn_implementation(name)
 
 
 # ---- model -------------------------------------------------------------------------------------
@@ -992,7 +1008,8 @@ def micro_batches(lengths, max_count, max_tokens, launch=0):
 def micro_limits(config, device):
     """Return max_count, max_tokens and launch of a step's `micro_batches` on a device.
 
-    `accumulation` bounds the memory; a GPU gains from large micro-batches, a CPU does not.
+    `accumulation` bounds the memory; a GPU gains from large micro-batches, a CPU does not: there
+    every core works on one of CPU_TOKENS, so the number of threads bounds it.
     """
     count = max(1, config.batch_size // max(config.accumulation, processes()[1]))
     if device.type == "cpu":
@@ -1101,6 +1118,8 @@ def add_gradients(parameters, grads):
     for parameter, grad in zip(parameters, grads):
         if parameter.grad is None:
             parameter.grad = grad if grad is None or grad.is_sparse else grad.contiguous()
+        elif grad is not None and parameter.grad.is_sparse and not grad.is_sparse:
+            parameter.grad = grad + parameter.grad
         elif grad is not None:
             parameter.grad.add_(grad)
 
@@ -1129,6 +1148,9 @@ def accumulate(model, window, targets, forward, device):
         number, batch = numbered
         with torch.enable_grad(), random_stream(seed, number):
             part = summed_loss(forward, model, batch, device) / max(targets, 1)
+            if device.type != "cpu":
+                part.backward()
+                return part.detach(), ()
             return part.detach(), torch.autograd.grad(part, parameters, allow_unused=True)
 
     loss, short = torch.zeros((), device=device), 0
@@ -1335,7 +1357,7 @@ def start(config, head, content):
     """Return (model on its device, tokenizer, key of the run) for `train` and `pretrain`."""
     model, tokenizer = load_bert(config.model, head, config.dropout, config.attention_dropout,
                                  config.seed)
-    known = head, settings(config), weights_digest(model), VERSIONS
+    known = head, settings(config), weights_digest(model), VERSIONS, RESULTS_VERSION
     key = digest_of(itertools.chain(known, content))[:32]
     return model.to(pick_device(config.device)), tokenizer, key
 
@@ -1357,10 +1379,11 @@ def train(texts, labels, pretrain_params=None, dev=None, n_eval=500, log_dir="",
     texts, label_ids = check_texts(texts, labels)
     if len(set(label_ids)) < 2:
         raise InputError("the training reviews do not carry both labels, neg and pos")
+    curves = {"train": (texts, label_ids), "dev": check_texts(*dev)} if dev else {}
+    measured = curves.get("dev", ([], 0)) + (n_eval if dev else 0,)
     with torch.random.fork_rng():  # whoever calls keeps their own random stream
         model, tokenizer, key = start(config, "classifier", itertools.chain(
-            [label_ids], map(utf8, texts)))
-        curves = {"train": (texts, label_ids), "dev": check_texts(*dev)} if dev else {}
+            [label_ids, measured[1:]], map(utf8, texts + measured[0])))
         for name, (some, ids) in curves.items():
             if not some or len(some) != len(ids) or n_eval < 1:
                 raise InputError("dev must be (texts, labels), not empty, and n_eval 1 or more")

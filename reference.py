@@ -79,6 +79,9 @@ def archive(path, members):
 def keep(out):
     """Copy a run's answers, figures, pages and trials into the repository."""
     pages = collect(out)
+    for name in os.listdir(REFERENCE) if os.path.isdir(REFERENCE) else ():
+        if name[0].isdigit() and name[:-5] not in pages:
+            os.remove(os.path.join(REFERENCE, name))  # of an older run
     for name, page in pages.items():
         save_json(os.path.join(REFERENCE, name + ".json"), page)
     save_json(os.path.join(REFERENCE, "run.json"), cost_of(out, pages))

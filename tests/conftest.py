@@ -94,6 +94,15 @@ def surroundings(tmp_path_factory):
     os.environ.update({key: value for key, value in old.items() if value})
 
 
+@pytest.fixture
+def two_threads():
+    """Compute with two threads, as machines of two cores do."""
+    import torch
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(1)
+
+
 @pytest.fixture(scope="session")
 def tiny_bert(tmp_path_factory):
     """The folder of a tiny random BERT, the same on both stacks."""

@@ -85,6 +85,23 @@ def test_any_number_of_threads_gives_the_same(monkeypatch):
     assert all(torch.equal(a, b) for a, b in zip(*outcomes))
 
 
+def test_each_alone_keeps_the_order_and_holds_little(two_threads):
+    begun, cpu = [], torch.device("cpu")
+
+    def work(i):
+        begun.append(i)
+        if i == 12:
+            raise ValueError("no")
+        return i * i
+
+    results = helpers.each_alone(work, iter(range(10)), cpu)
+    assert next(results) == 0 and max(begun) <= 3 - 1  # two threads and one more
+    assert list(results) == [i * i for i in range(1, 10)]
+    with pytest.raises(ValueError):
+        list(helpers.each_alone(work, range(11, 1000), cpu))
+    assert len(begun) < 20 and list(helpers.each_alone(work, [], cpu)) == []
+
+
 def test_no_mask_is_a_mask_of_ones():
     made, mask = tensors()
     outcomes = []

@@ -68,6 +68,16 @@ def test_many_texts_keep_their_order(params, reviews):
     assert 50 < predicted.count("pos") < 250
 
 
+def test_two_threads_predict_as_one(params, reviews, two_threads):
+    texts = made_up_reviews(300, length=60)[0] + reviews[0]
+    pieces = tokenize_all(texts, params["tokenizer"])
+    logits = predict_logits(params["model"], pieces, params["tokenizer"], params["config"])
+    torch.set_num_threads(1)
+    assert torch.allclose(logits, alone(texts, params), atol=1e-5)
+    assert torch.allclose(logits, predict_logits(
+        params["model"], pieces, params["tokenizer"], params["config"]), atol=1e-6)
+
+
 def test_a_training_model_is_left_training_and_predicts_without_dropout(params):
     texts = made_up_reviews(20)[0]
     expected = classify(texts, params)

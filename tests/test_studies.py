@@ -108,7 +108,7 @@ def reference_trial(model, store):
 
 
 def test_other_numbers_demand_another_results_version(cache, tiny_bert, tmp_path):
-    """When this fails: raise studies.RESULTS_VERSION, then `python tests/test_studies.py --write`.
+    """When this fails: raise helpers.RESULTS_VERSION, then `python tests/test_studies.py --write`.
 
     Else the stores would hand out trials that today's code would not reproduce.
     """
@@ -126,7 +126,7 @@ def write_reference(folder):
         known = {"results_version": studies.RESULTS_VERSION}
     found = reference_trial(make_tiny_bert(os.path.join(folder, "tiny")), folder)
     assert STACK not in known or found == pytest.approx(known[STACK], abs=2e-5), \
-        "the losses changed: raise studies.RESULTS_VERSION first"
+        "the losses changed: raise helpers.RESULTS_VERSION first"
     helpers.save_json(str(REFERENCE), dict(known, **{STACK: found}))
 
 

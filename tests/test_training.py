@@ -347,6 +347,18 @@ def test_out_of_memory_halves_the_micro_batches(cache, tiny_bert, monkeypatch, c
     assert said.count("micro-batches are halved") == sum(size > 2 for size in tried) >= 1
 
 
+def test_out_of_memory_in_a_thread_too(cache, tiny_bert, two_threads, monkeypatch, capsys):
+    settings = dict(QUIET, model=tiny_bert, batch_size=8, accumulation=2, epochs=2)
+    wanted = train(TEXTS, LABELS, **settings)["history"]
+    small_memory(monkeypatch, 2)
+    history = train(TEXTS, LABELS, **settings)["history"]
+    assert losses(history) == pytest.approx(losses(wanted), abs=1e-6)
+    assert "micro-batches are halved" in capsys.readouterr().out
+    small_memory(monkeypatch, 0, "an error in a thread")
+    with pytest.raises(RuntimeError, match="in a thread"):
+        train(TEXTS, LABELS, **settings)
+
+
 def test_half_precision_is_for_the_forward_pass_alone(cache, tiny_bert, monkeypatch):
     settings = dict(QUIET, model=tiny_bert, batch_size=8, epochs=2)
     wanted, kinds = losses(train(TEXTS, LABELS, **settings)["history"]), []
@@ -417,6 +429,34 @@ def test_an_interrupted_run_goes_on_bit_for_bit(cache, tiny_bert, monkeypatch, c
         assert timeless(resumed["history"]) == timeless(undisturbed["history"]), (name, calls)
         assert weights_digest(resumed["model"]) == weights_digest(undisturbed["model"])
         assert not list((cache / "runs").glob("*"))
+
+
+def test_two_threads_train_as_one_and_go_on_bit_for_bit(cache, tiny_bert, two_threads, monkeypatch):
+    undisturbed = whole_run(tiny_bert)
+    for name, calls in [("sample_of_step", 10), ("summed_loss", 12), ("measure", 6)]:
+        with monkeypatch.context() as patch:
+            interrupt(patch, name, calls)  # summed_loss: raised by a worker
+            with pytest.raises(KeyboardInterrupt):
+                whole_run(tiny_bert)
+        resumed = whole_run(tiny_bert)
+        assert timeless(resumed["history"]) == timeless(undisturbed["history"]), (name, calls)
+        assert weights_digest(resumed["model"]) == weights_digest(undisturbed["model"])
+    torch.set_num_threads(1)
+    assert losses(whole_run(tiny_bert)["history"]) == pytest.approx(
+        losses(undisturbed["history"]), abs=1e-6)
+
+
+def test_a_run_with_a_learning_curve_is_another_run(cache, tiny_bert, monkeypatch, capsys):
+    with monkeypatch.context() as patch:
+        interrupt(patch, "measure", 3)
+        with pytest.raises(KeyboardInterrupt):
+            whole_run(tiny_bert)
+    capsys.readouterr()
+    train(TEXTS, LABELS, model=tiny_bert, **dict(SHORT, epochs=2))
+    train(TEXTS, LABELS, dev=(TEXTS[:8], LABELS[:8]), model=tiny_bert, **dict(SHORT, epochs=2))
+    assert "goes on" not in capsys.readouterr().out
+    whole_run(tiny_bert)
+    assert "goes on" in capsys.readouterr().out
 
 
 def test_other_settings_texts_or_weights_are_no_resumption(cache, tiny_bert, tmp_path, monkeypatch,
