@@ -197,11 +197,11 @@ def start(folder, *options):
 
 def run(folder, *options):
     """Run report.py in a made-up project: (exit code, what it said)."""
-    code = start(folder, *options).wait(timeout=120)
+    code = start(folder, *options).wait(timeout=400)
     return code, (folder / "said").read_text(encoding="utf-8")
 
 
-def wait_for(condition, seconds=60):
+def wait_for(condition, seconds=300):
     """Wait until a condition holds, and give what it returned."""
     end = time.time() + seconds
     while time.time() < end:
