@@ -4,6 +4,7 @@ Everything made here is the same on both stacks: the weights come from torch.ran
 not from the layers' own initialization, which differs between PyTorch 1.3 and today's.
 """
 import os
+import signal
 import string
 import sys
 from pathlib import Path
@@ -92,6 +93,15 @@ def surroundings(tmp_path_factory):
     yield
     os.environ.pop("FILIMDB_CACHE")
     os.environ.update({key: value for key, value in old.items() if value})
+
+
+@pytest.fixture(autouse=True)
+def handlers():
+    """Put back the signals' handlers that evaluate.main and report.main set."""
+    old = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    yield
+    for number, handler in old.items():
+        signal.signal(number, handler)
 
 
 @pytest.fixture

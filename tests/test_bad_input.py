@@ -7,7 +7,6 @@ import http.server
 import os
 import re
 import shutil
-import signal
 import subprocess
 import sys
 import threading
@@ -212,9 +211,7 @@ def place(sound, tmp_path, monkeypatch):
     """A copy of the sound folder, to be spoilt, with a cache of its own."""
     copy = Path(shutil.copytree(str(sound), str(tmp_path / "place")))
     monkeypatch.setenv("FILIMDB_CACHE", str(copy / "cache"))
-    old = signal.getsignal(signal.SIGTERM)
-    yield copy
-    signal.signal(signal.SIGTERM, old)
+    return copy
 
 
 def listing(place):

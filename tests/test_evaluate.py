@@ -57,15 +57,6 @@ def broken(filimdb, tmp_path):
     return tmp_path / "data"
 
 
-@pytest.fixture(autouse=True)
-def signals():
-    """Put back the handlers that evaluate.main sets."""
-    old = {number: signal.getsignal(number) for number in evaluate.STOPS}
-    yield
-    for number, handler in old.items():
-        signal.signal(number, handler)
-
-
 @pytest.fixture(scope="module")
 def graded(filimdb, tiny_bert, tmp_path_factory):
     """Run evaluate.main once in full: (exit code, preds.tsv, what it printed)."""
