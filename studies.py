@@ -167,7 +167,7 @@ def locked(path):
     with open(path, "w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        except BlockingIOError:  # any other error: a file system without locks
             yield False
             return
         yield True
