@@ -840,8 +840,12 @@ def unknown_share(texts, tokenizer):
 
 
 def unknown_characters(texts, tokenizer):
-    """Return {character: how often it stands in the texts}, of those that are [UNK] alone."""
-    counts = Counter(c for text in texts for c in text if ord(c) > 126 or not c.isalnum())
+    """Return {character: how often it stands in the texts}, of those that are [UNK] alone.
+
+    No space is: transformers 2.1 makes any special token of it, another in each process.
+    """
+    counts = Counter(c for text in texts for c in text
+                     if (ord(c) > 126 or not c.isalnum()) and not c.isspace())
     return {c: n for c, n in counts.most_common() if tokenizer.unk_token in tokenizer.tokenize(c)}
 
 
