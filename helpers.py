@@ -694,8 +694,14 @@ class Dropout(torch.nn.Dropout):
         """Return x with a share p of its numbers dropped, the others scaled up; in training."""
         if not self.training or not self.p or x.device.type != "cpu":
             return super().forward(x)
-        cut = round(65536 * self.p)
-        return x * keep_mask(x.shape, cut, next_seed()).div_(1 - cut / 65536)
+        cut, share = cut_of(self.p)
+        return x * keep_mask(x.shape, cut, next_seed()).div_(share)
+
+
+def cut_of(p):
+    """Return the cut of `keep_mask` for a probability p below 1, and the share that is kept."""
+    cut = min(round(65536 * p), 65535)
+    return cut, 1 - cut / 65536
 
 
 def keep_mask(shape, cut, seed):
@@ -751,13 +757,13 @@ class DroppedAttention(torch.autograd.Function):
     @staticmethod
     def forward(ctx, query, key, value, bias, p, seed):
         """Return (n, seq, size)."""
-        out, cut = torch.empty_like(query), round(65536 * p)
+        out, (cut, ctx.share) = torch.empty_like(query), cut_of(p)
 
         def attend(some, weights, mask):
             torch.bmm(weights.mul_(mask), value[some], out=out[some])
 
         DroppedAttention.by_pieces(attend, query, key, bias, cut, seed)
-        out.mul_(1 / (1 - cut / 65536))
+        out.mul_(1 / ctx.share)
         ctx.save_for_backward(query, key, value, bias, out)
         ctx.cut, ctx.seed = cut, seed
         return out
@@ -768,7 +774,7 @@ class DroppedAttention(torch.autograd.Function):
         query, key, value, bias, out = ctx.saved_tensors
         to_query, to_key, to_value = (torch.empty_like(query) for _ in range(3))
         mean = (grad * out).sum(-1, keepdim=True)  # of a row's gradients, by its weights
-        grad = grad * (1 / (1 - ctx.cut / 65536))
+        grad = grad * (1 / ctx.share)
 
         def go_back(some, weights, mask):
             to_weights = torch.bmm(grad[some], value[some].transpose(1, 2)).mul_(mask)

@@ -167,6 +167,7 @@ def test_dropout_is_that_of_pytorch_but_for_its_random_numbers():
     assert torch.equal(torch.autograd.grad(out.sum(), ones)[0], out)
     assert torch.equal(layer.eval()(ones), ones)
     assert isinstance(layer, torch.nn.Dropout) and helpers.Dropout(0.0)(ones) is not None
+    assert torch.isfinite(helpers.Dropout(0.999999)(ones)).all()  # finer than a mask can be
 
 
 def test_a_stream_alone_decides_what_its_thread_drops():
