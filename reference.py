@@ -2,12 +2,16 @@
 
     make reference                     # profile small -> build/small -> results/reference
     python reference.py build/small    # the second half of it alone
+    make recipe                        # the best recipe by evaluate.py -> preds.tsv.gz, README
 
 Every page's answers become one JSON in results/reference, beside the pages and the trials as
-archives; figures go to figures/, README's table of answers is written anew from the JSONs. A run
-with a page that failed is refused; pages that were not run yet are named as missing.
+archives; figures go to figures/, README's tables are written anew from what is kept. A run with a
+page that failed is refused; pages that were not run yet are named as missing.
 """
 import argparse
+import contextlib
+import gzip
+import io
 import json
 import os
 import sys
@@ -15,7 +19,9 @@ import zipfile
 
 import yaml
 
-from helpers import HERE, VERSIONS, InputError, save_json, written_whole
+import evaluate
+from helpers import HERE, VERSIONS, InputError, make_config, save_json, settings, written_whole
+from studies import compare, show, spread
 
 REFERENCE = os.path.join(HERE, "results", "reference")
 BEGIN, END = "<!-- reference: begin -->\n", "<!-- reference: end -->\n"
@@ -108,13 +114,162 @@ def bring_back(out):
                     file.write(bundle.read(name))
 
 
+# ---- the best recipe ----------------------------------------------------------------------------
+
+class Tee(io.StringIO):
+    """Keep what is printed, and print it."""
+
+    def __init__(self):
+        """Remember where print goes to so far."""
+        super().__init__()
+        self.screen = sys.stdout
+
+    def write(self, text):
+        """Write the text to both."""
+        self.screen.write(text)
+        return super().write(text)
+
+    def flush(self):
+        """Show it now."""
+        self.screen.flush()
+
+
+def run_recipe(arguments):
+    """Run evaluate.py; keep its arguments, what it printed, its predictions; return its code."""
+    with contextlib.redirect_stdout(Tee()) as printed:
+        code = evaluate.main(arguments)
+    if code:
+        return code
+    with open(evaluate.parse_arguments(arguments).out, "rb") as predictions, \
+            written_whole(os.path.join(REFERENCE, "preds.tsv.gz"), "wb") as file, \
+            gzip.GzipFile("", "wb", fileobj=file, mtime=0) as packed:  # no date: the same bytes
+        packed.write(predictions.read())
+    save_json(os.path.join(REFERENCE, "recipe.json"), {
+        "arguments": arguments, "printed": printed.getvalue().splitlines(), "versions": VERSIONS,
+        "cores": os.cpu_count()})
+    return 0
+
+
+# What trials say of a recipe: key, notebook, in what else its trials leave the basic setting.
+ADAMW = {"optimizer": "adamw", "weight_decay": 0.01}
+CHOICES = (("keep", "04", {"seq_len": 512, "words": 0}), ("lr", "03", {}), ("epochs", "03", {}),
+           ("warmup", "03", {}), ("decay", "03", {}), ("weight_decay", "08", ADAMW),
+           ("dropout", "08", ADAMW), ("attention_dropout", "08", ADAMW))
+
+
+def varied(trials, run, key, **fixed):
+    """Return {value of key: trials} of those that are the run's basic setting in all else."""
+    told = run["parameters"]
+    base = dict(settings(make_config(keep="tail", **{name: told[name] for name in (
+        "seq_len", "epochs", "lr")})), **fixed)
+    found = {}
+    for row in trials:
+        apart = [name for name in base if name not in (key, "seed", "data_seed")
+                 and row["config"][name] != base[name]]
+        if not apart and (row["model"], row["n_train"]) == (
+                os.path.basename(told["model"]), told["n_train"]):
+            found.setdefault(row["config"][key], []).append(row)
+    return found
+
+
+def choices_of(recipe, trials, run):
+    """Return rows of the table: what was tried on dev, what the recipe takes, does dev object."""
+    taken = settings(make_config(**evaluate.parse_settings(
+        evaluate.parse_arguments(recipe["arguments"]).set)[0]))
+    lines = ["| setting | dev accuracy in the trials | the recipe takes | which | notebook |",
+             "|---|---|---|---|---|"]
+    for key, notebook, fixed in CHOICES:
+        found = varied(trials, run, key, **fixed)
+        if len(found) < 2 or (key in ADAMW and taken["optimizer"] != "adamw"):
+            continue
+        best = max(found, key=lambda value: max(-1, spread(found[value]).mean))
+        verdict = "is the best" if best == taken[key] else "was not tried"
+        if best != taken[key] in found:
+            verdict = compare(found[taken[key]], found[best], (str(taken[key]), str(best))).text
+        lines.append(f"| {key} | {tried(found)} | {taken[key]} | {verdict} | {notebook} |")
+    return lines
+
+
+def recipe_text(recipe, trials, run):
+    """Return README's text on the recipe: its command, what it printed, how it was chosen."""
+    command = " ".join(["python evaluate.py", *recipe["arguments"]])
+    stack = " ".join(f"{name} {version}" for name, version in sorted(recipe["versions"].items()))
+    return ["", "**The best recipe**, chosen on dev alone, trained on the whole train part "
+            f"({recipe['cores']} cores; {stack}). Its predictions of all five parts are "
+            "[preds.tsv.gz](results/reference/preds.tsv.gz). Again: `make recipe`.", "",
+            "```", "$ " + command, *recipe["printed"], "```", "", *choices_of(recipe, trials, run)]
+
+
+# ---- beside what others published ---------------------------------------------------------------
+
+def tried(found):
+    """Return {value: trials} as text."""
+    return ", ".join(f"{value}: {show(spread(rows))}" if spread(rows).n else f"{value}: broken"
+                     for value, rows in sorted(found.items())) or "not run yet"
+
+
+def answers_to(pages, notebook, question):
+    """Return a page's answers to a question, as Q3, joined."""
+    return " ".join(row["answer"] for name, page in pages.items() if name.startswith(notebook)
+                    for row in page["answers"] if row["question"].startswith(question + ".")
+                    ) or "not run yet"
+
+
+def printed(recipe, *parts):
+    """Return the recipe's lines on these parts."""
+    return "; ".join(" ".join(line.split()) for line in (recipe or {}).get("printed", ())
+                     if line.split(" ")[0] in parts) or "not run yet"
+
+
+# [S]: Sun et al. 2019, How to Fine-Tune BERT for Text Classification?, errors on IMDb's test part;
+# [R]: a reproduction of it over 3 seeds, accuracies. Both bert-base-uncased, 25,000 reviews.
+PUBLISHED = {
+    "which end of a review, 512 pieces": "[S] head 5.63 %, tail 5.44, head+tail 5.42; "
+                                         "[R] head 94.20 %, tail 94.48, head+tail 94.57",
+    "learning rate": "[S] 2e-5 best, 4e-4 does not converge; "
+                     "[R] 2e-5 94.57 %, 5e-5 94.30, 1e-4 91.95, 4e-4 50.00",
+    "further MLM pretraining, few labels": "[S] 100 labels: from 17.26 % to 9.23",
+    "accumulation": "[R] 12 x 2: 94.60 %, 24 x 1: 94.57",
+    "reviews longer than 128 / 256 / 512 pieces": "[R] 88 / 41 / 13 %",
+    "the whole train part": "[S] 512 pieces, head+tail: 5.42 %, with MLM pretraining 4.37",
+}
+
+
+def anchors_of(pages, run, recipe, trials):
+    """Return README's table: published figures, this run's, and whether it is the same work."""
+    told = run["parameters"]
+    other = f"not the same work: {{}} reviews, {os.path.basename(told['model'])}"
+    ours = {
+        "which end of a review, 512 pieces": tried(varied(trials, run, "keep", seq_len=512)),
+        "learning rate": tried(varied(trials, run, "lr")),
+        "further MLM pretraining, few labels": answers_to(pages, "05", "Q3"),
+        "accumulation": answers_to(pages, "03", "Q5"),
+        "reviews longer than 128 / 256 / 512 pieces": answers_to(pages, "02", "Q7"),
+        "the whole train part": printed(recipe, "dev")}
+    work = dict.fromkeys(ours, other.format(told["n_train"]))
+    work.update({"further MLM pretraining, few labels": other.format(told["sizes"]),
+                 "reviews longer than 128 / 256 / 512 pieces": "the same, of other reviews",
+                 "the whole train part": other.format("the train part's")})
+    lines = ["", "**Beside published figures** of bert-base-uncased on IMDb's 25,000 training "
+             "reviews ([S]: errors, Sun et al. 2019; [R]: accuracies, a reproduction, 3 seeds):",
+             "", "| finding | published | this run, dev | same work? |", "|---|---|---|---|"]
+    return lines + ["| " + " | ".join(cell.replace("|", "\\|") for cell in (
+        finding, theirs, ours[finding], work[finding])) + " |"
+        for finding, theirs in PUBLISHED.items()]
+
+
 # ---- README -------------------------------------------------------------------------------------
 
 def read_reference():
-    """Return ({notebook: page}, run) as they stand in results/reference."""
+    """Return ({notebook: page}, run, recipe or None, trials) as kept in results/reference."""
     names = sorted(name[:-5] for name in os.listdir(REFERENCE) if name[0].isdigit())
+    kept, recipe = os.path.join(REFERENCE, "recipe.json"), None
+    if os.path.exists(kept):
+        recipe = read_json(kept)
+    with zipfile.ZipFile(os.path.join(REFERENCE, "trials.zip")) as bundle:
+        trials = [json.loads(bundle.read(name)) for name in bundle.namelist()]
     return ({name: read_json(REFERENCE, name + ".json") for name in names},
-            read_json(REFERENCE, "run.json"))
+            read_json(REFERENCE, "run.json"), recipe, trials)
 
 
 def notebooks():
@@ -123,8 +278,8 @@ def notebooks():
     return sorted(name[:-6] for name in os.listdir(folder) if name.endswith(".ipynb"))
 
 
-def table_of(pages, run):
-    """Return README's text on the reference run: what it was, question -> answer -> notebook."""
+def table_of(pages, run, recipe, trials):
+    """Return README's text on the reference run: what it was, the recipe, anchors, all answers."""
     told, minutes = run["parameters"], sum(page["seconds"] for page in pages.values()) / 60
     missing = ", ".join(name[:2] for name in notebooks() if name not in pages)
     lines = [f"Model: {run['weights'] or told['model']}. Profile {told['profile']}: "
@@ -134,6 +289,7 @@ def table_of(pages, run):
              f"minutes of training and measuring on {' and '.join(run['devices'])} "
              f"({run['cores']} cores), the pages {minutes:.0f} minutes. Again: `make reference`."
              + f" Not run yet: notebooks {missing}." * bool(missing),
+             *(recipe_text(recipe, trials, run) if recipe else []),
              "", "| question | answer | as expected | notebook |", "|---|---|---|---|"]
     claim = {True: "yes", False: "no", None: ""}
     for name, page in pages.items():
@@ -141,7 +297,16 @@ def table_of(pages, run):
             answer = row["answer"].replace("|", "\\|")
             lines.append(f"| {row['question']} | {answer} | {claim[row['holds']]} | "
                          f"[{name[:2]}](notebooks/{name}.ipynb) |")
-    return "\n".join(lines) + "\n"
+    return "\n".join(lines + anchors_of(pages, run, recipe, trials)) + "\n"
+
+
+def write_readme():
+    """Write README's tables anew from what is kept."""
+    path = os.path.join(HERE, "README.md")
+    with open(path, encoding="utf-8", newline="\n") as file:
+        text = file.read()
+    with written_whole(path) as file:
+        file.write(fill_in(text, table_of(*read_reference())))
 
 
 def fill_in(text, table):
@@ -153,19 +318,24 @@ def fill_in(text, table):
 def main(argv=None):
     """Keep a run and write README's table; return the exit code."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("out", help="folder of a finished report, as build/small")
+    parser.add_argument("out", nargs="?", help="folder of a finished report, as build/small")
     parser.add_argument("--trials", action="store_true", help="only unpack the reference's trials")
+    parser.add_argument("--recipe", nargs=argparse.REMAINDER, metavar="ARGUMENT",
+                        help="run evaluate.py with all that follows, and keep what it gives")
     args = parser.parse_args(argv)
+    if (args.out is None) == (args.recipe is None):
+        parser.error("name the folder of a finished report, or --recipe")
     try:
         if args.trials:
             bring_back(args.out)
             return 0
-        keep(args.out)
-        path = os.path.join(HERE, "README.md")
-        with open(path, encoding="utf-8", newline="\n") as file:
-            text = file.read()
-        with written_whole(path) as file:
-            file.write(fill_in(text, table_of(*read_reference())))
+        if args.recipe is not None:
+            code = run_recipe(args.recipe)
+            if code:
+                return code
+        else:
+            keep(args.out)
+        write_readme()
     except InputError as error:
         print(f"reference.py: {error}", file=sys.stderr)
         return 2

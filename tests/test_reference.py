@@ -1,4 +1,5 @@
 """The reference run: kept whole or refused, and README says what results/reference says."""
+import gzip
 import json
 import os
 import zipfile
@@ -12,6 +13,16 @@ import reference
 NAMES = ["01_one", "02_two"]
 
 
+def trial(correct="11110", n_train=7, mark="", **overrides):
+    """A trial's row as studies.run_trial makes it, of the run's basic setting but for overrides."""
+    config = helpers.make_config(**dict({"keep": "tail", "seq_len": 9, "epochs": 2, "lr": 0.1},
+                                        **overrides))
+    accuracy = correct.count("1") / len(correct)
+    return {"seconds": 60, "device": "cpu", "model": "bert", "n_train": n_train, "mark": mark,
+            "config": helpers.settings(config), "correct": correct,
+            "metrics": {"dev_accuracy": accuracy}}
+
+
 @pytest.fixture
 def finished(tmp_path, monkeypatch):
     """The root of a repository, and the folder of a finished run that is to be kept in it."""
@@ -19,7 +30,7 @@ def finished(tmp_path, monkeypatch):
     monkeypatch.setattr(reference, "HERE", str(root))
     monkeypatch.setattr(reference, "REFERENCE", str(root / "results"))
     told = {"profile": "mine", "model": "bert", "n_train": 7, "n_dev": 5, "seq_len": 9, "epochs": 2,
-            "seeds": [0, 1], "sizes": [3]}
+            "lr": 0.1, "seeds": [0], "sizes": [3]}
     helpers.save_json(str(root / "profiles" / "mine.yml"), told)
     helpers.save_json(str(root / "bert" / "note.json"), {"source": "a small BERT"})
     helpers.save_json(str(out / "status.json"), {name: {
@@ -35,8 +46,8 @@ def finished(tmp_path, monkeypatch):
     (root / "notebooks").mkdir()
     for name in NAMES:
         (root / "notebooks" / (name + ".ipynb")).write_text("{}")
-    for key in "ab":
-        helpers.save_json(str(out / "trials" / (key + ".json")), {"seconds": 60, "device": "cpu"})
+    for key, keep in (("a", "head"), ("b", "tail")):
+        helpers.save_json(str(out / "trials" / (key + ".json")), trial(keep=keep, seq_len=512))
     (root / "README.md").write_text("# Mine\n" + reference.BEGIN + "old\n" + reference.END + "tail\n")
     return root, out
 
@@ -100,6 +111,83 @@ def test_a_run_that_failed_is_refused(finished, capsys):
     os.remove(str(out / "status.json"))
     assert reference.main([str(out)]) == 2
     assert "run report.py first" in capsys.readouterr().err
+
+
+def test_trials_that_differ_in_one_setting(finished):
+    run = {"parameters": {"model": "x/bert", "n_train": 7, "seq_len": 9, "epochs": 2, "lr": 0.1}}
+    base, seed = trial(), trial(seed=1, data_seed=1)
+    rows = [base, seed, trial(lr=0.2), trial(lr=0.3, epochs=3), trial(n_train=8),
+            dict(trial(), model="other"), trial(optimizer="adamw", weight_decay=0.01, dropout=0.3)]
+    assert reference.varied(rows, run, "lr") == {0.1: [base, seed], 0.2: [rows[2]]}
+    assert reference.varied(rows, run, "dropout", **reference.ADAMW) == {0.3: [rows[-1]]}
+    assert reference.varied([trial(lr=0.2)], run, "epochs") == {}
+
+
+def test_what_the_trials_say_of_a_recipe(finished):
+    run = {"parameters": {"model": "bert", "n_train": 7, "seq_len": 9, "epochs": 2, "lr": 0.1}}
+    right = ["1" * 20, "1" * 12 + "0" * 8, "1" * 11 + "0" * 9]
+    rows = [trial(right[0]), trial(right[1], lr=0.2), trial("0" * 20, lr=0.4, mark="diverged"),
+            trial(right[2], keep="head", seq_len=512), trial(right[1], keep="tail", seq_len=512)]
+
+    def said(*pairs):
+        found = reference.choices_of({"arguments": [
+            word for pair in pairs for word in ("--set", pair)]}, rows, run)
+        return {line.split("|")[1].strip(): line for line in found[2:]}
+
+    lines = said("lr=0.1", "keep=head")
+    assert "0.1: 100.0 % (1 seed), 0.2: 60.0 % (1 seed), 0.4: broken | 0.1 | is the best" in lines["lr"]
+    assert "| head | tail beats head by 5.0 points: within noise" in lines["keep"]
+    assert "| 0.2 | 0.1 beats 0.2 by 40.0 points: significant, one seed" in said("lr=0.2")["lr"]
+    assert "| 0.3 | was not tried |" in said("lr=0.3")["lr"]
+    assert set(lines) == {"lr", "keep"}  # of the others only one value was tried
+
+
+def test_a_recipe_is_kept(finished, tiny_bert, tmp_path, monkeypatch):
+    root, out = finished
+    assert reference.main([str(out)]) == 0
+    assert "best recipe" not in (root / "README.md").read_text(encoding="utf-8")
+    data = tmp_path / "data"
+    data.mkdir()
+    for seed, part in enumerate(helpers.PARTS):
+        texts, labels = conftest.made_up_reviews(12, seed=seed)
+        (data / (part + ".texts")).write_text("\n".join(texts) + "\n", encoding="utf-8")
+        (data / (part + ".labels")).write_text("\n".join(labels) + "\n")
+    preds = tmp_path / "preds.tsv"
+    arguments = ["--data", str(data), "--model", tiny_bert, "--no-pretrain", "--set", "epochs=1",
+                 "--set", "seq_len=16", "--set", "batch_size=4", "--out", str(preds)]
+    assert reference.main(["--recipe", *arguments]) == 0
+    kept = (root / "results" / "preds.tsv.gz").read_bytes()
+    assert gzip.decompress(kept) == preds.read_bytes() and preds.read_text().count("\n") == 60
+    recipe = json.loads((root / "results" / "recipe.json").read_text())
+    assert recipe["arguments"] == arguments
+    text = (root / "README.md").read_text(encoding="utf-8")
+    right = sum(line.split("\t")[1] == label for line, label in zip(
+        preds.read_text().split("\n")[12:], (data / "dev.labels").read_text().split()))
+    assert preds.read_text().split("\n")[12].startswith("dev/")
+    assert f"dev    accuracy {right / 12:7.2%} of 12 reviews" in text
+    assert "$ python evaluate.py --data " in text and "| the whole train part |" in text
+    assert reference.main(["--recipe", *arguments]) == 0  # the same again: the same bytes
+    assert (root / "results" / "preds.tsv.gz").read_bytes() == kept
+
+
+def test_a_recipe_that_fails_is_not_kept(finished, tmp_path, capsys):
+    root, out = finished
+    assert reference.main(["--recipe", "--data", str(tmp_path / "none")]) == 2
+    assert not (root / "results").exists() and capsys.readouterr().err.count("\n") == 1
+
+
+@pytest.mark.skipif(not os.path.exists(os.path.join(reference.REFERENCE, "recipe.json")) or
+                    not os.path.exists(str(conftest.ROOT / "data" / "FILIMDB" / "dev.labels")),
+                    reason="needs the kept recipe and the reviews of data/FILIMDB")
+def test_the_kept_predictions_have_the_accuracy_that_was_printed():
+    data = helpers.load_filimdb(str(conftest.ROOT / "data" / "FILIMDB"))
+    with gzip.open(os.path.join(reference.REFERENCE, "preds.tsv.gz"), "rt") as file:
+        predicted = dict(line.rstrip("\n").split("\t") for line in file)
+    assert list(predicted) == [i for part in helpers.PARTS for i in data[part].ids]
+    printed = reference.read_reference()[2]["printed"]
+    for part in ("train", "dev", "dev-b"):
+        right = helpers.accuracy(data[part].labels, [predicted[i] for i in data[part].ids])
+        assert any(line.startswith(f"{part:<6} accuracy {right:7.2%} of") for line in printed), part
 
 
 @pytest.mark.skipif(not os.path.isdir(reference.REFERENCE), reason="no reference run is kept")
