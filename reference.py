@@ -152,7 +152,7 @@ def run_recipe(arguments):
 
 # What trials say of a recipe: key, notebook, in what else its trials leave the basic setting.
 ADAMW = {"optimizer": "adamw", "weight_decay": 0.01}
-CHOICES = (("keep", "04", {"seq_len": 512, "words": 0}), ("lr", "03", {}), ("epochs", "03", {}),
+CHOICES = (("keep", "04", {"seq_len": 512, "words": 128}), ("keep", "04", {"seq_len": 512}), ("lr", "03", {}), ("epochs", "03", {}),
            ("warmup", "03", {}), ("decay", "03", {}), ("weight_decay", "08", ADAMW),
            ("dropout", "08", ADAMW), ("attention_dropout", "08", ADAMW))
 
