@@ -152,9 +152,11 @@ def run_recipe(arguments):
 
 # What trials say of a recipe: key, notebook, in what else its trials leave the basic setting.
 ADAMW = {"optimizer": "adamw", "weight_decay": 0.01}
-CHOICES = (("keep", "04", {"seq_len": 512, "words": 128}), ("keep", "04", {"seq_len": 512}), ("lr", "03", {}), ("epochs", "03", {}),
-           ("warmup", "03", {}), ("decay", "03", {}), ("weight_decay", "08", ADAMW),
-           ("dropout", "08", ADAMW), ("attention_dropout", "08", ADAMW))
+CHOICES = (
+    ("keep", "04", {"seq_len": 512, "words": 128}), ("keep", "04", {"seq_len": 512}),
+    ("lr", "03", {}), ("epochs", "03", {}), ("warmup", "03", {}), ("decay", "03", {}),
+    ("weight_decay", "06", {}), ("clip_norm", "07", {}), ("dropout", "08", ADAMW),
+    ("attention_dropout", "08", ADAMW))
 
 
 def varied(trials, run, key, **fixed):
@@ -172,36 +174,6 @@ def varied(trials, run, key, **fixed):
     return found
 
 
-def choices_of(recipe, trials, run):
-    """Return rows of the table: what was tried on dev, what the recipe takes, does dev object."""
-    taken = settings(make_config(**evaluate.parse_settings(
-        evaluate.parse_arguments(recipe["arguments"]).set)[0]))
-    lines = ["| setting | dev accuracy in the trials | the recipe takes | which | notebook |",
-             "|---|---|---|---|---|"]
-    for key, notebook, fixed in CHOICES:
-        found = varied(trials, run, key, **fixed)
-        if len(found) < 2 or (key in ADAMW and taken["optimizer"] != "adamw"):
-            continue
-        best = max(found, key=lambda value: max(-1, spread(found[value]).mean))
-        verdict = "is the best" if best == taken[key] else "was not tried"
-        if best != taken[key] in found:
-            verdict = compare(found[taken[key]], found[best], (str(taken[key]), str(best))).text
-        lines.append(f"| {key} | {tried(found)} | {taken[key]} | {verdict} | {notebook} |")
-    return lines
-
-
-def recipe_text(recipe, trials, run):
-    """Return README's text on the recipe: its command, what it printed, how it was chosen."""
-    command = " ".join(["python evaluate.py", *recipe["arguments"]])
-    stack = " ".join(f"{name} {version}" for name, version in sorted(recipe["versions"].items()))
-    return ["", "**The best recipe**, chosen on dev alone, trained on the whole train part "
-            f"({recipe['cores']} cores; {stack}). Its predictions of all five parts are "
-            "[preds.tsv.gz](results/reference/preds.tsv.gz). Again: `make recipe`.", "",
-            "```", "$ " + command, *recipe["printed"], "```", "", *choices_of(recipe, trials, run)]
-
-
-# ---- beside what others published ---------------------------------------------------------------
-
 def tried(found):
     """Return {value: trials} as text."""
     return ", ".join(f"{value}: {show(spread(rows))}" if spread(rows).n else f"{value}: broken"
@@ -214,6 +186,40 @@ def answers_to(pages, notebook, question):
                     for row in page["answers"] if row["question"].startswith(question + ".")
                     ) or "not run yet"
 
+
+def choices_of(recipe, pages, trials, run):
+    """Return rows of the table: what was tried on dev, what the recipe takes, does dev object."""
+    args = evaluate.parse_arguments(recipe["arguments"])
+    taken = settings(make_config(**evaluate.parse_settings(args.set)[0]))
+    lines = ["| setting | dev accuracy in the trials | the recipe takes | which | notebook |",
+             "|---|---|---|---|---|"]
+    for key, notebook, fixed in CHOICES:
+        found = varied(trials, run, key, **fixed)
+        if len(found) < 2:
+            continue
+        best = max(found, key=lambda value: max(-1, spread(found[value]).mean))
+        verdict = "is the best" if best == taken[key] else "was not tried"
+        if best != taken[key] in found:
+            verdict = compare(found[taken[key]], found[best], (str(taken[key]), str(best))).text
+        where = ", ".join(f"{name} {value}" for name, value in fixed.items())
+        lines.append(f"| {key}{f' ({where})' * bool(where)} | {tried(found)} | {taken[key]} | "
+                     f"{verdict} | {notebook} |")
+    return lines + [f"| MLM pretraining | {answers_to(pages, '05', 'Q3')} | "
+                    f"{'no' if args.no_pretrain else 'yes'} | | 05 |"]
+
+
+def recipe_text(recipe, pages, trials, run):
+    """Return README's text on the recipe: its command, what it printed, how it was chosen."""
+    command = " ".join(["python evaluate.py", *recipe["arguments"]])
+    stack = " ".join(f"{name} {version}" for name, version in sorted(recipe["versions"].items()))
+    return ["", "**The best recipe**, chosen on dev alone, trained on the whole train part "
+            f"({recipe['cores']} cores; {stack}). Its predictions of all five parts are "
+            "[preds.tsv.gz](results/reference/preds.tsv.gz). Again: `make recipe`.", "",
+            "```", "$ " + command, *recipe["printed"], "```", "",
+            *choices_of(recipe, pages, trials, run)]
+
+
+# ---- beside what others published ---------------------------------------------------------------
 
 def printed(recipe, *parts):
     """Return the recipe's lines on these parts."""
@@ -289,7 +295,7 @@ def table_of(pages, run, recipe, trials):
              f"minutes of training and measuring on {' and '.join(run['devices'])} "
              f"({run['cores']} cores), the pages {minutes:.0f} minutes. Again: `make reference`."
              + f" Not run yet: notebooks {missing}." * bool(missing),
-             *(recipe_text(recipe, trials, run) if recipe else []),
+             *(recipe_text(recipe, pages, trials, run) if recipe else []),
              "", "| question | answer | as expected | notebook |", "|---|---|---|---|"]
     claim = {True: "yes", False: "no", None: ""}
     for name, page in pages.items():

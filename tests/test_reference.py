@@ -131,15 +131,15 @@ def test_what_the_trials_say_of_a_recipe(finished):
 
     def said(*pairs):
         found = reference.choices_of({"arguments": [
-            word for pair in pairs for word in ("--set", pair)]}, rows, run)
+            word for pair in pairs for word in ("--set", pair)]}, {}, rows, run)
         return {line.split("|")[1].strip(): line for line in found[2:]}
 
     lines = said("lr=0.1", "keep=head")
     assert "0.1: 100.0 % (1 seed), 0.2: 60.0 % (1 seed), 0.4: broken | 0.1 | is the best" in lines["lr"]
-    assert "| head | tail beats head by 5.0 points: within noise" in lines["keep"]
+    assert "| head | tail beats head by 5.0 points: within noise" in lines["keep (seq_len 512)"]
     assert "| 0.2 | 0.1 beats 0.2 by 40.0 points: significant, one seed" in said("lr=0.2")["lr"]
     assert "| 0.3 | was not tried |" in said("lr=0.3")["lr"]
-    assert set(lines) == {"lr", "keep"}  # of the others only one value was tried
+    assert set(lines) == {"lr", "keep (seq_len 512)", "MLM pretraining"}  # of the others only one value was tried
 
 
 def test_a_recipe_is_kept(finished, tiny_bert, tmp_path, monkeypatch):
