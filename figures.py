@@ -111,8 +111,9 @@ def plot_arms(axes, xs, arms, colours, floors=None):
     """
     ends = {name: (plot_seeds(axes, xs, groups, colours[name]), colours[name])
             for name, groups in arms.items()}
+    mark = {"marker": "_", "markersize": 40} if len(xs) == 1 else {}  # a line of one point is none
     for name, values in (floors or {}).items():
-        axes.plot(xs, [100 * value for value in values], "--", color=GREY, linewidth=1.2)
+        axes.plot(xs, [100 * value for value in values], "--", color=GREY, linewidth=1.2, **mark)
         ends[name] = 100 * values[-1], GREY
     label_ends(axes, ends)
 

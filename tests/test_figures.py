@@ -127,6 +127,14 @@ def test_learning_curves_survive_a_diverged_trial():
     assert math.isnan(figures.plot_history(panels[0], [broken], "dev_loss", "C0"))
 
 
+@pytest.mark.parametrize("xs", ([200], [200, 300]))
+def test_a_floor_is_seen_at_one_place_too(xs):
+    _, (axes,) = figures.new_figure()
+    figures.plot_arms(axes, xs, {}, {}, {"floor": [0.3] * len(xs)})
+    line, = axes.lines
+    assert (line.get_marker() == "_") == (len(xs) == 1)
+
+
 def test_arms_and_floors_are_named_at_their_ends():
     _, (axes,) = figures.new_figure()
     figures.plot_arms(axes, [1, 2], {"a": [[0.5], [0.6, 0.8]], "lost": [[], []]},
