@@ -59,11 +59,15 @@ def trials_of(out):
                   if name.endswith(".json"))
 
 
+def read_profile(name):
+    """Return a profile's parameters."""
+    with open(os.path.join(HERE, "profiles", name + ".yml"), encoding="utf-8") as file:
+        return yaml.safe_load(file)
+
+
 def cost_of(out, pages):
     """Return what the run was and what it cost: model, parameters, versions, cores, minutes."""
-    profile = next(iter(pages.values()))["profile"]
-    with open(os.path.join(HERE, "profiles", profile + ".yml"), encoding="utf-8") as file:
-        parameters = yaml.safe_load(file)
+    parameters = read_profile(next(iter(pages.values()))["profile"])
     note = os.path.join(HERE, parameters["model"], "note.json")
     rows = [read_json(path) for path in trials_of(out)]
     return {"parameters": parameters, "versions": VERSIONS, "cores": os.cpu_count(),
@@ -278,6 +282,13 @@ def read_reference():
             read_json(REFERENCE, "run.json"), recipe, trials)
 
 
+def thinned(told):
+    """Return which lists have fewer entries than in profile full, as text."""
+    return ", ".join(f"{key} {len(told[key])} of {len(values)}"
+                     for key, values in read_profile("full").items()
+                     if isinstance(values, list) and len(told.get(key, values)) < len(values))
+
+
 def notebooks():
     """Return the names of all notebooks, in order."""
     folder = os.path.join(HERE, "notebooks")
@@ -293,7 +304,8 @@ def table_of(pages, run, recipe, trials):
              f"{told['n_dev']} dev reviews, {told['seq_len']} pieces, {told['epochs']} epochs, "
              f"seeds {told['seeds']}. {run['trials']} trials took {run['trial_minutes']:.0f} "
              f"minutes of training and measuring on {' and '.join(run['devices'])} "
-             f"({run['cores']} cores), the pages {minutes:.0f} minutes. Again: `make reference`."
+             f"({run['cores']} cores), the pages {minutes:.0f} minutes. Again: `make reference`. "
+             f"Thinned, against profile full: {thinned(told)}."
              + f" Not run yet: notebooks {missing}." * bool(missing),
              *(recipe_text(recipe, pages, trials, run) if recipe else []),
              "", "| question | answer | as expected | notebook |", "|---|---|---|---|"]

@@ -32,6 +32,8 @@ def finished(tmp_path, monkeypatch):
     told = {"profile": "mine", "model": "bert", "n_train": 7, "n_dev": 5, "seq_len": 9, "epochs": 2,
             "lr": 0.1, "seeds": [0], "sizes": [3]}
     helpers.save_json(str(root / "profiles" / "mine.yml"), told)
+    helpers.save_json(str(root / "profiles" / "full.yml"), {
+        "profile": "full", "n_train": 0, "seeds": [0, 1, 2], "sizes": [3], "ks": [8, 16]})
     helpers.save_json(str(root / "bert" / "note.json"), {"source": "a small BERT"})
     helpers.save_json(str(out / "status.json"), {name: {
         "status": "ok", "seconds": 90, "profile": "mine", "reason": ""} for name in NAMES})
@@ -58,6 +60,7 @@ def test_a_run_is_kept(finished):
     text = (root / "README.md").read_text(encoding="utf-8")
     assert text.startswith("# Mine\n") and text.endswith(reference.END + "tail\n")
     assert "old" not in text and "Model: a small BERT." in text
+    assert "Thinned, against profile full: seeds 1 of 3." in text  # sizes are all, ks not its own
     assert "2 trials took 2 minutes" in text and "the pages 3 minutes" in text
     assert "| What of 01_one? | 80.0 ± 1.0 % \\| n | yes | [01](notebooks/01_one.ipynb) |" in text
     assert "| What of 02_two? | 80.0 ± 1.0 % \\| n | no | [02](notebooks/02_two.ipynb) |" in text
