@@ -14,6 +14,7 @@ import gzip
 import io
 import json
 import os
+import re
 import sys
 import zipfile
 
@@ -138,6 +139,9 @@ class Tee(io.StringIO):
         self.screen.flush()
 
 
+PROGRESS = re.compile(r"[a-z ]+: +\d+%\||classifying [\d,]+ reviews: about")  # bars, estimates
+
+
 def run_recipe(arguments):
     """Run evaluate.py; keep its arguments, what it printed, its predictions; return its code."""
     with contextlib.redirect_stdout(Tee()) as printed:
@@ -149,8 +153,8 @@ def run_recipe(arguments):
             gzip.GzipFile("", "wb", fileobj=file, mtime=0) as packed:  # no date: the same bytes
         packed.write(predictions.read())
     save_json(os.path.join(REFERENCE, "recipe.json"), {
-        "arguments": arguments, "printed": printed.getvalue().splitlines(), "versions": VERSIONS,
-        "cores": os.cpu_count()})
+        "arguments": arguments, "versions": VERSIONS, "cores": os.cpu_count(),
+        "printed": [line for line in printed.getvalue().splitlines() if not PROGRESS.match(line)]})
     return 0
 
 

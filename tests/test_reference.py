@@ -163,6 +163,9 @@ def test_a_recipe_is_kept(finished, tiny_bert, tmp_path, monkeypatch):
     assert gzip.decompress(kept) == preds.read_bytes() and preds.read_text().count("\n") == 60
     recipe = json.loads((root / "results" / "recipe.json").read_text())
     assert recipe["arguments"] == arguments
+    assert [line.split()[0] for line in recipe["printed"] if "Warning" not in line] == [
+        "training:", "classification:", str(preds) + ":", "train", "dev", "test", "dev-b", "test-b"]
+    assert reference.PROGRESS.match("classifying:  2%|#  | 48128/3117183 [00:10<10:44, 4760piece/s]")
     text = (root / "README.md").read_text(encoding="utf-8")
     right = sum(line.split("\t")[1] == label for line, label in zip(
         preds.read_text().split("\n")[12:], (data / "dev.labels").read_text().split()))
