@@ -42,7 +42,7 @@ def read_json(*path):
 def collect(out):
     """Return {notebook: seconds, profile and answers} of a run; refuse one with a failed page."""
     status = {name: row for name, row in read_json(out, "status.json").items()
-              if row["status"] != "not run"}
+              if row["status"] not in ("not run", "interrupted")}
     for name, row in status.items():
         if row["status"] != "ok":
             raise InputError(f"{out}: page {name} is {row['status']}, not ok; run report.py again")

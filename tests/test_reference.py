@@ -91,10 +91,11 @@ def set_status(out, **states):
     helpers.save_json(str(out / "status.json"), rows)
 
 
-def test_what_was_not_run_yet_is_named(finished):
+@pytest.mark.parametrize("status", ("not run", "interrupted"))
+def test_what_was_not_run_yet_is_named(status, finished):
     root, out = finished
     assert "Not run yet" not in (root / "README.md").read_text()
-    set_status(out, _2="not run")
+    set_status(out, _2=status)
     assert reference.main([str(out)]) == 0
     text = (root / "README.md").read_text(encoding="utf-8")
     assert "Not run yet: notebooks 02." in text and "02_two?" not in text
