@@ -301,14 +301,14 @@ def notebooks():
 
 def table_of(pages, run, recipe, trials):
     """Return README's text on the reference run: what it was, the recipe, anchors, all answers."""
-    told, minutes = run["parameters"], sum(page["seconds"] for page in pages.values()) / 60
+    told = run["parameters"]
     missing = ", ".join(name[:2] for name in notebooks() if name not in pages)
     lines = [f"Model: {run['weights'] or told['model']}. Profile {told['profile']}: "
              f"{told['n_train']} training reviews (notebook 05: {told['sizes']}), "
              f"{told['n_dev']} dev reviews, {told['seq_len']} pieces, {told['epochs']} epochs, "
              f"seeds {told['seeds']}. {run['trials']} trials took {run['trial_minutes']:.0f} "
              f"minutes of training and measuring on {' and '.join(run['devices'])} "
-             f"({run['cores']} cores), the pages {minutes:.0f} minutes. Again: `make reference`. "
+             f"({run['cores']} cores). Again: `make reference`. "
              f"Thinned, against profile full: {thinned(told)}."
              + f" Not run yet: notebooks {missing}." * bool(missing),
              *(recipe_text(recipe, pages, trials, run) if recipe else []),
