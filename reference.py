@@ -168,16 +168,20 @@ CHOICES = (
 
 
 def varied(trials, run, key, **fixed):
-    """Return {value of key: trials} of those that are the run's basic setting in all else."""
+    """Return {value of key: trials} of those that are the run's basic setting in all else.
+
+    Seeds that a search or a grid was tuned with, and the run does not name, are left out.
+    """
     told = run["parameters"]
+    of_run = os.path.basename(told["model"]), told["n_train"]
     base = dict(settings(make_config(keep="tail", **{name: told[name] for name in (
         "seq_len", "epochs", "lr")})), **fixed)
     found = {}
     for row in trials:
         apart = [name for name in base if name not in (key, "seed", "data_seed")
                  and row["config"][name] != base[name]]
-        if not apart and (row["model"], row["n_train"]) == (
-                os.path.basename(told["model"]), told["n_train"]):
+        if (not apart and row["config"]["seed"] in told["seeds"]
+                and (row["model"], row["n_train"]) == of_run):
             found.setdefault(row["config"][key], []).append(row)
     return found
 

@@ -118,9 +118,11 @@ def test_a_run_that_failed_is_refused(finished, capsys):
 
 
 def test_trials_that_differ_in_one_setting(finished):
-    run = {"parameters": {"model": "x/bert", "n_train": 7, "seq_len": 9, "epochs": 2, "lr": 0.1}}
+    run = {"parameters": {"model": "x/bert", "n_train": 7, "seq_len": 9, "epochs": 2, "lr": 0.1,
+                          "seeds": [0, 1]}}
     base, seed = trial(), trial(seed=1, data_seed=1)
     rows = [base, seed, trial(lr=0.2), trial(lr=0.3, epochs=3), trial(n_train=8),
+            trial(seed=10, data_seed=10),
             dict(trial(), model="other"), trial(optimizer="adamw", weight_decay=0.01, dropout=0.3)]
     assert reference.varied(rows, run, "lr") == {0.1: [base, seed], 0.2: [rows[2]]}
     assert reference.varied(rows, run, "dropout", **reference.ADAMW) == {0.3: [rows[-1]]}
@@ -128,7 +130,8 @@ def test_trials_that_differ_in_one_setting(finished):
 
 
 def test_what_the_trials_say_of_a_recipe(finished):
-    run = {"parameters": {"model": "bert", "n_train": 7, "seq_len": 9, "epochs": 2, "lr": 0.1}}
+    run = {"parameters": {"model": "bert", "n_train": 7, "seq_len": 9, "epochs": 2, "lr": 0.1,
+                          "seeds": [0]}}
     right = ["1" * 20, "1" * 12 + "0" * 8, "1" * 11 + "0" * 9]
     rows = [trial(right[0]), trial(right[1], lr=0.2), trial("0" * 20, lr=0.4, mark="diverged"),
             trial(right[2], keep="head", seq_len=512), trial(right[1], keep="tail", seq_len=512)]
