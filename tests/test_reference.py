@@ -180,6 +180,17 @@ def test_a_recipe_is_kept(finished, tiny_bert, tmp_path, monkeypatch):
     assert (root / "results" / "preds.tsv.gz").read_bytes() == kept
 
 
+def test_a_recipe_keeps_no_progress(finished, tmp_path, monkeypatch):
+    root, _ = finished
+    (tmp_path / "preds.tsv").write_text("dev/0\tpos\n")
+    monkeypatch.setattr(reference.evaluate, "main", lambda arguments: print(
+        "training:   1%|2   | 3/469 [00:12<33:10,  4.27s/step]\n"
+        "classifying 14,980 reviews: about 10.3 minutes\ntraining: 34.5 minutes") or 0)
+    assert reference.run_recipe(["--out", str(tmp_path / "preds.tsv")]) == 0
+    recipe = json.loads((root / "results" / "recipe.json").read_text())
+    assert recipe["printed"] == ["training: 34.5 minutes"]
+
+
 def test_a_recipe_that_fails_is_not_kept(finished, tmp_path, capsys):
     root, out = finished
     assert reference.main(["--recipe", "--data", str(tmp_path / "none")]) == 2
