@@ -182,7 +182,7 @@ def test_naive_bayes_is_scikit_learns(sample):
     data = helpers.load_filimdb(sample, ["train", "dev", "dev-b"])
     texts, labels = data["train"].texts[:700], data["train"].labels[:700]
     unseen = data["dev"].texts + data["dev-b"].texts + ["", "zzz qqq", "G\u00d6\u00d6D good GOOD"]
-    words = CountVectorizer(token_pattern=r"\w+", lowercase=True)
+    words = CountVectorizer(token_pattern=r"\w+", lowercase=True, binary=True)
     model = MultinomialNB(alpha=1).fit(words.fit_transform(texts), labels)
     expected = list(model.predict(words.transform(unseen)))
     got = naive_bayes(texts, labels, unseen)
