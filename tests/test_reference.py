@@ -7,6 +7,7 @@ import zipfile
 import conftest  # first: it puts the root on the path
 import pytest
 
+import evaluate
 import helpers
 import reference
 
@@ -200,15 +201,18 @@ def test_a_recipe_that_fails_is_not_kept(finished, tmp_path, capsys):
 @pytest.mark.skipif(not os.path.exists(os.path.join(reference.REFERENCE, "recipe.json")) or
                     not os.path.exists(str(conftest.ROOT / "data" / "FILIMDB" / "dev.labels")),
                     reason="needs the kept recipe and the reviews of data/FILIMDB")
-def test_the_kept_predictions_have_the_accuracy_that_was_printed():
+def test_the_kept_predictions_have_the_accuracies_that_were_printed(capsys):
     data = helpers.load_filimdb(str(conftest.ROOT / "data" / "FILIMDB"))
     with gzip.open(os.path.join(reference.REFERENCE, "preds.tsv.gz"), "rt") as file:
         predicted = dict(line.rstrip("\n").split("\t") for line in file)
     assert list(predicted) == [i for part in helpers.PARTS for i in data[part].ids]
-    printed = reference.read_reference()[2]["printed"]
-    for part in ("train", "dev", "dev-b"):
-        right = helpers.accuracy(data[part].labels, [predicted[i] for i in data[part].ids])
-        assert any(line.startswith(f"{part:<6} accuracy {right:7.2%} of") for line in printed), part
+    recipe = reference.read_reference()[2]
+    assert "--no-pretrain" in recipe["arguments"]
+    capsys.readouterr()
+    evaluate.report(data, {part: [predicted[i] for i in data[part].ids] for part in helpers.PARTS},
+                    "no pretraining")
+    assert capsys.readouterr().out.splitlines() == [
+        line for line in recipe["printed"] if " accuracy " in line]
 
 
 @pytest.mark.skipif(not os.path.isdir(reference.REFERENCE), reason="no reference run is kept")
