@@ -306,6 +306,7 @@ def notebooks():
 def table_of(pages, run, recipe, trials):
     """Return README's text on the reference run: what it was, the recipe, anchors, all answers."""
     told = run["parameters"]
+    answers = sum(len(page["answers"]) for page in pages.values())
     missing = ", ".join(name[:2] for name in notebooks() if name not in pages)
     lines = [f"Model: {run['weights'] or told['model']}. Profile {told['profile']}: "
              f"{told['n_train']} training reviews (notebook 05: {told['sizes']}), "
@@ -316,12 +317,14 @@ def table_of(pages, run, recipe, trials):
              f"Thinned, against profile full: {thinned(told)}."
              + f" Not run yet: notebooks {missing}." * bool(missing),
              *(recipe_text(recipe, pages, trials, run) if recipe else []),
+             "", f"<details><summary>All {answers} answers, with spread, n and notebook</summary>",
              "", "| question | answer | as expected | notebook |", "|---|---|---|---|"]
     claim = {True: "yes", False: "no", None: ""}
     for name, page in pages.items():
         for row in page["answers"]:
             lines.append(table_row(row["question"], row["answer"], claim[row["holds"]],
                                    f"[{name[:2]}](notebooks/{name}.ipynb)"))
+    lines += ["", "</details>"]
     return "\n".join(lines + anchors_of(pages, run, recipe, trials)) + "\n"
 
 

@@ -310,15 +310,14 @@ def compare(rows_a, rows_b, names=("A", "B"), alpha=0.05):
     elif len(seeds) == 1:
         p, test = mcnemar(arms[0][seeds[0]]["correct"], arms[1][seeds[0]]["correct"]), "McNemar"
     significant = p < alpha
-    size = (f"{names[1]} {'beats' if mean > 0 else 'trails'} {names[0]} by {abs(mean) * 100:.1f} "
-            f"points" if mean else f"{names[1]} equals {names[0]}")
+    size = f"{names[1]} against {names[0]}: {mean * 100:+.1f} points"
     if len(seeds) > 1:
         size += f" (sd {statistics.stdev(differences) * 100:.1f}, {len(seeds)} seeds)"
     how = f"{test}, p = {p:.2g}" if test != "none" else "2 seeds: too few to test"
     verdict = "significant" if significant else "within noise" if test != "none" else "not tested"
     if len(seeds) == 1:
         verdict += ", one seed"
-    text = f"{size}: {verdict} ({how})"
+    text = f"{size}, {verdict} ({how})"
     return Comparison(mean, p, test, significant, text + (
         f"; {left_out} broken or unpaired trials left out" if left_out else ""))
 
@@ -330,14 +329,14 @@ def expected_best(values, n):
 
 
 def best_of(grid_values, rows, key, metric="dev_accuracy"):
-    """Return (best value of `key` by mean, a note when it lies at the edge of the grid)."""
+    """Return (best value of `key` by mean, a sentence more when it is at the edge of the grid)."""
     means = {value: spread(rows_of(rows, **{key: value}), metric).mean for value in grid_values}
     sound = {value: mean for value, mean in means.items() if not math.isnan(mean)}
     if not sound:
         raise InputError(f"no trial over {key} came to an end; look at the rows' marks")
     best = max(sound, key=sound.get)
     edge = best in (min(grid_values), max(grid_values)) and len(grid_values) > 2
-    return best, f"{key} = {best:g} is at the edge of the grid: a wider one may do better" * edge
+    return best, f" {key} = {best:g} is at the edge of the grid; a wider one may do better." * edge
 
 
 # ---- optimizers and regularizers (notebooks 06 to 08) ------------------------------------------

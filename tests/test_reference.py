@@ -144,8 +144,8 @@ def test_what_the_trials_say_of_a_recipe(finished):
 
     lines = said("lr=0.1", "keep=head")
     assert "0.1: 100.0 % (1 seed), 0.2: 60.0 % (1 seed), 0.4: broken | 0.1 | is the best" in lines["lr"]
-    assert "| head | tail beats head by 5.0 points: within noise" in lines["keep (seq_len 512)"]
-    assert "| 0.2 | 0.1 beats 0.2 by 40.0 points: significant, one seed" in said("lr=0.2")["lr"]
+    assert "| head | tail against head: +5.0 points, within noise" in lines["keep (seq_len 512)"]
+    assert "| 0.2 | 0.1 against 0.2: +40.0 points, significant, one seed" in said("lr=0.2")["lr"]
     assert "| 0.3 | was not tried |" in said("lr=0.3")["lr"]
     assert set(lines) == {"lr", "keep (seq_len 512)", "MLM pretraining"}  # of the others only one value was tried
 

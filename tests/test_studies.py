@@ -501,10 +501,10 @@ def test_compare_over_seeds():
     result = studies.compare(rows(*a), rows(*b), names=("head", "tail"))
     assert result.difference == pytest.approx(0.1 / 3) and result.test == "paired t"
     assert result.p == pytest.approx(scipy.stats.ttest_rel(b, a)[1]) and result.significant
-    assert result.text == ("tail beats head by 3.3 points (sd 0.6, 3 seeds): significant "
+    assert result.text == ("tail against head: +3.3 points (sd 0.6, 3 seeds), significant "
                            f"(paired t, p = {result.p:.2g})")
     result = studies.compare(rows(*b), rows(*a), names=("head", "tail"))
-    assert result.difference < 0 and result.text.startswith("tail trails head by 3.3 points")
+    assert result.difference < 0 and result.text.startswith("tail against head: -3.3 points")
     result = studies.compare(rows(0.80, 0.85, 0.82), rows(0.83, 0.82, 0.83))
     assert not result.significant and "within noise (paired t, p = " in result.text
     assert result.p > 0.05
@@ -522,7 +522,7 @@ def test_compare_one_seed():
     assert result.significant and "significant, one seed (McNemar" in result.text
     result = studies.compare([a], [row(0.55, correct="1" * 11 + "0" * 9)])
     assert not result.significant and "within noise, one seed (McNemar, p = 1)" in result.text
-    assert "B beats A by 5.0 points:" in result.text
+    assert "B against A: +5.0 points," in result.text
 
 
 def test_compare_two_seeds_is_not_tested():
@@ -544,7 +544,7 @@ def test_compare_leaves_marked_and_unpaired_trials_out():
 def test_compare_without_variance():
     same = studies.compare(rows(0.5, 0.75, 1.0), rows(0.5, 0.75, 1.0))
     assert (same.difference, same.p, same.significant) == (0.0, 1.0, False)
-    assert same.text.startswith("B equals A (sd 0.0, 3 seeds): within noise")
+    assert same.text.startswith("B against A: +0.0 points (sd 0.0, 3 seeds), within noise")
     moved = studies.compare(rows(0.25, 0.5, 0.75), rows(0.5, 0.75, 1.0))
     assert (moved.difference, moved.p, moved.significant) == (0.25, 0.0, True)
 
@@ -556,7 +556,8 @@ def test_best_of_flags_the_edge():
     assert (best, note) == (1e-4, ""), "a grid of two has only edges"
     some += rows(0.95, 0.95, lr=1e-2)
     best, note = studies.best_of([1e-2, 1e-5, 1e-4, 1e-3], some, "lr")
-    assert best == 1e-2 and note.startswith("lr = 0.01 is at the edge of the grid")
+    assert best == 1e-2 and note == (
+        " lr = 0.01 is at the edge of the grid; a wider one may do better.")
     assert studies.best_of([1e-5, 1e-4, 1e-3, 1e-2], some, "lr") == (best, note)
     lowest = rows(0.1, lr=3) + rows(0.2, lr=2) + rows(0.3, lr=1)
     assert "edge" in studies.best_of([3, 2, 1], lowest, "lr")[1]
@@ -884,7 +885,7 @@ def test_enough_words_is_the_least_not_below_all():
             0: (0.81, 0.80, 0.82)}
     some = [one for k, values in arms.items() for one in rows(*values, keep="tail", words=k)]
     k, test = studies.enough_words(some, [4, 8, 16], "tail")
-    assert k == 8 and test.text.startswith(("all beats 8 words", "all trails 8 words"))
+    assert k == 8 and test.text.startswith("all against 8 words")
     assert studies.enough_words(some, [4], "tail") == (None, None)
 
 
