@@ -85,7 +85,8 @@ class Config:
     """Every hyperparameter of `train`; `pretrain` takes the same keys with MLM_DEFAULTS.
 
     Sources: [D] Devlin et al. 2019 (BERT), appendix A; [S] Sun et al. 2019 (How to Fine-Tune BERT
-    for Text Classification?), section 5; [A] the course's assignment.
+    for Text Classification?), section 5; [A] the course's assignment; [M] Micikevicius et al.
+    2018, Mixed Precision Training: weights, gradients and Adam's moments stay fp32.
     """
 
     model: str = dataclasses.field(default_factory=default_model)  # hub name or folder [A]
@@ -107,6 +108,7 @@ class Config:
     max_minutes: float = 0.0   # time budget of the call; 0 = none
     seed: int = 0              # new layers and dropout
     data_seed: int = 0         # order of the reviews, masks
+    precision: str = "auto"    # fp32, bf16, or auto: bf16 on a GPU that can, else fp32 [M]
     device: str = ""           # cuda, cuda:1, cpu; empty = cuda if there is one, else cpu
 
 
@@ -119,6 +121,8 @@ RULES = {  # key: (what its value must be, in words, the check)
     "optimizer": ("adam or adamw", lambda v: v in ("adam", "adamw")),
     "decay": ("linear or none", lambda v: v in ("linear", "none")),
     "lr": ("more than 0 and finite", lambda v: 0 < v < math.inf),
+    "precision": ("auto, fp32 or, from PyTorch 1.10 on, bf16",
+                  lambda v: v in ("auto", "fp32") or v == "bf16" and hasattr(torch, "autocast")),
     "model": ("a hub name or a folder", bool), "device": ("a device's name", lambda v: True),
     **dict.fromkeys(("batch_size", "accumulation", "epochs"), ("1 or more", lambda v: v >= 1)),
     "warmup": ("a share of all steps, at least 0 and below 1", lambda v: 0 <= v < 1),
@@ -148,9 +152,9 @@ def make_config(defaults=None, **overrides):
 
 
 def settings(config):
-    """Return a config as a dict, less what names a place and not a computation."""
+    """Return a config as a dict, less what names a place, or leaves a choice to that place."""
     return {key: value for key, value in sorted(vars(config).items())
-            if key not in ("model", "device")}
+            if key not in ("model", "device") and (key, value) != ("precision", "auto")}
 
 
 # ---- files, checksums and seeds ----------------------------------------------------------------
@@ -323,10 +327,16 @@ VERSIONS = {"python": "%d.%d.%d" % sys.version_info[:3], "torch": torch.__versio
             "transformers": transformers.__version__}
 
 
-def autocast(device):
-    """Return a context that computes in bfloat16 on a GPU that can; a CPU is slower in it."""
-    if device.type == "cuda" and hasattr(torch, "autocast") and torch.cuda.is_bf16_supported():
-        return torch.autocast("cuda", dtype=torch.bfloat16)
+def autocast(device, precision):
+    """Return a context that computes in a Config's precision.
+
+    auto is fp32 on a CPU: every CPU then gives nearly the same, and bf16 pays on those alone that
+    multiply in it (AVX512-BF16, AMX).
+    """
+    if precision == "auto" and device.type == "cuda" and hasattr(torch, "autocast"):
+        precision = "bf16" if torch.cuda.is_bf16_supported() else "fp32"
+    if precision == "bf16":
+        return torch.autocast(device.type, dtype=torch.bfloat16)
     return contextlib.nullcontext()
 
 
@@ -794,17 +804,20 @@ def cpu_attention(module, query, key, value, attention_mask, dropout=0.0, scalin
     kernel has no dropout on a CPU and falls back to one several times slower.
     """
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
-    if not dropout or query.device.type != "cpu" or query.dtype != torch.float32:
+    if not dropout or query.device.type != "cpu":
         return sdpa_attention_forward(module, query, key, value, attention_mask, dropout=dropout,
                                       scaling=scaling, **kwargs)
-    batch, heads, seq, size = query.shape
+    (batch, heads, seq, size), kind = query.shape, query.dtype
     bias = torch.zeros(batch, 1, 1, seq)
     if attention_mask is not None:  # the same for every query: padding is not attended to
         bias.masked_fill_(~attention_mask[:, :, :1], torch.finfo(torch.float32).min)
     bias = bias.expand(batch, heads, 1, seq).reshape(-1, 1, seq)
-    rows = [x.reshape(-1, seq, size) for x in (query * scaling, key, value)]
-    out = DroppedAttention.apply(*rows, bias, dropout, next_seed()).view(batch, heads, seq, size)
-    return out.transpose(1, 2).contiguous(), None
+    query, key, value = query.float() * scaling, key.float(), value.float()
+    rows = [x.reshape(-1, seq, size) for x in (query, key, value)]
+    with torch.autocast("cpu", enabled=False):  # fp32 in here whatever the precision around it
+        out = DroppedAttention.apply(*rows, bias, dropout, next_seed())
+    out = out.view(batch, heads, seq, size).transpose(1, 2)
+    return out.contiguous().to(kind), None
 
 
 def use_own_dropout(model):
@@ -1094,11 +1107,11 @@ def count_targets(window):
     return sum(int((batch["labels"] != IGNORE).sum()) for batch in window)
 
 
-def summed_loss(forward, model, batch, device):
+def summed_loss(forward, model, batch, device, precision="auto"):
     """Return the sum of cross entropies over the targets of a micro-batch, a scalar tensor."""
     if not count_targets([batch]):  # torch 1.3 cannot take the loss of nothing
         return next(model.parameters()).sum() * 0
-    with autocast(device):
+    with autocast(device, precision):
         logits, targets = forward(model, {key: value.to(device) for key, value in batch.items()})
     return F.cross_entropy(logits.float(), targets, reduction="sum")
 
@@ -1146,14 +1159,14 @@ def sparse_embeddings(model, device):
             words.weight.grad = words.weight.grad.to_dense()
 
 
-def accumulate(model, window, targets, forward, device):
+def accumulate(model, window, targets, forward, device, precision="auto"):
     """Add up the gradients of a window's mean loss; return the loss, None if memory ran out."""
     parameters, seed = [p for p in model.parameters() if p.requires_grad], torch.initial_seed()
 
     def gradients(numbered):
         number, batch = numbered
         with torch.enable_grad(), random_stream(seed, number):
-            part = summed_loss(forward, model, batch, device) / max(targets, 1)
+            part = summed_loss(forward, model, batch, device, precision) / max(targets, 1)
             if device.type != "cpu":
                 part.backward()
                 return part.detach(), ()
@@ -1215,7 +1228,7 @@ def fit(model, batches, n_steps, steps_per_epoch, forward, config, evaluate=None
             for _ in range(halvings):
                 window = halved(window)
             targets = count_targets(window)  # of the whole accumulation window
-            loss = accumulate(model, window, targets, forward, device)
+            loss = accumulate(model, window, targets, forward, device, config.precision)
             if loss is None:
                 clear_gradients(model)
                 halvings += 1
@@ -1439,7 +1452,7 @@ def predict_logits(model, pieces, tokenizer, config, what=""):
     def logits_of(group):
         rows = [framed(pieces[i], config.seq_len, config.keep, tokenizer) for i in group]
         batch = padded(rows, tokenizer.pad_token_id)
-        with inference_mode(), autocast(device):
+        with inference_mode(), autocast(device, config.precision):
             some = model(**{key: value.to(device) for key, value in batch.items()})[0]
         return some.float().cpu()
 
@@ -1570,11 +1583,11 @@ def mlm_batches(pieces, tokenizer, config, device):
     return batches
 
 
-def mlm_loss(model, batches, device):
+def mlm_loss(model, batches, device, precision="auto"):
     """Return the mean cross entropy in nats over the masked positions of some batches."""
     def loss_of(batch):
         with inference_mode():
-            return float(summed_loss(mlm_forward, model, batch, device))
+            return float(summed_loss(mlm_forward, model, batch, device, precision))
 
     training = model.training
     model.eval()
@@ -1623,10 +1636,12 @@ def run_mlm(model, tokenizer, texts, config, folder, log_dir=""):
         chosen = sample_of_step(len(windows), config.batch_size, step, config.data_seed)
         return make([windows[i] for i in chosen], generator("masks", config.data_seed, step))
 
+    def measure_held_out(model):
+        return {"held_out_loss": mlm_loss(model, fixed, device, config.precision)}
+
     per_epoch = math.ceil(len(windows) / config.batch_size)
     history = fit(model, batches, config.epochs * per_epoch, per_epoch, mlm_forward, config,
-                  lambda model: {"held_out_loss": mlm_loss(model, fixed, device)},
-                  folder + ".checkpoint", log_dir, "pretraining")
+                  measure_held_out, folder + ".checkpoint", log_dir, "pretraining")
     curve = [row for row in history if "held_out_loss" in row]
     if not processes()[0]:
         save_bert(folder, model, tokenizer, {

@@ -178,8 +178,9 @@ def varied(trials, run, key, **fixed):
         "seq_len", "epochs", "lr")})), **fixed)
     found = {}
     for row in trials:
-        apart = [name for name in base if name not in (key, "seed", "data_seed")
-                 and row["config"][name] != base[name]]
+        apart = [name for name in {**base, **row["config"]}
+                 if name not in (key, "seed", "data_seed")
+                 and row["config"].get(name) != base.get(name)]
         if (not apart and row["config"]["seed"] in told["seeds"]
                 and (row["model"], row["n_train"]) == of_run):
             found.setdefault(row["config"][key], []).append(row)

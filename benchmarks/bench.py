@@ -4,10 +4,12 @@
     N=192 ROUNDS=3 make bench       # more reviews to train on; A B A B ... so often
 
 Every measurement is a fresh process that loads, tokenizes and works; imports are not counted. The
-table gives medians over the rounds; ratios compare the jobs of one kind with this project's.
+table gives medians over the rounds; ratios compare the jobs of one kind with this project's. Jobs
+in bf16 are compared with each other; they run on a CPU that multiplies faster so. On a GPU all do.
 """
 import argparse
 import json
+import math
 import os
 import resource
 import statistics
@@ -16,15 +18,16 @@ import sys
 import tempfile
 import threading
 import time
+from functools import partial
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 sys.path.insert(0, ROOT)
 
-KINDS = {"train": ["ours", "trainer", "trainer-grouped", "plain-512"],
+KINDS = {"train": ["ours", "trainer", "trainer-grouped", "plain-512", "ours-bf16", "trainer-bf16"],
          "train-512": ["ours", "ours-no-attention-dropout"],
-         "classify": ["ours", "trainer"],
-         "mlm": ["ours", "trainer"],
+         "classify": ["ours", "trainer", "ours-bf16", "trainer-bf16"],
+         "mlm": ["ours", "trainer", "ours-bf16", "trainer-bf16"],
          "tokenize": ["ours", "ours-again"]}
 # A quarter of the reviews shows its speed, lowered a little: loading the model weighs more.
 SLOW = {"plain-512": 4}
@@ -56,11 +59,11 @@ def trainer_arguments(folder, **options):
     from transformers import TrainingArguments
 
     from helpers import known_options
-    bf16 = torch.cuda.is_available()  # slower than fp32 on a CPU without AMX
+    cuda = torch.cuda.is_available()
     return TrainingArguments(output_dir=folder, num_train_epochs=1, learning_rate=1e-4,
-                             per_device_train_batch_size=BATCH, bf16=bf16, report_to=[],
+                             per_device_train_batch_size=BATCH, use_cpu=not cuda, report_to=[],
                              save_strategy="no", disable_tqdm=True, **known_options(
-                                 TrainingArguments, **options))
+                                 TrainingArguments, **dict({"bf16": cuda}, **options)))
 
 
 def encoded(texts, labels, model):
@@ -106,26 +109,27 @@ def train_plain(texts, labels, model, folder):
         optimizer.step()
 
 
-def classify_ours(texts, labels, model, folder):
+def classify_ours(texts, labels, model, folder, **overrides):
     import helpers
     bert, tokenizer = helpers.load_bert(model)
-    config = helpers.make_config(model=model, seq_len=SEQ_LEN, keep="head")
+    config = helpers.make_config(model=model, seq_len=SEQ_LEN, keep="head", **overrides)
     helpers.classify(texts, {"model": bert, "tokenizer": tokenizer, "config": config})
 
 
-def classify_trainer(texts, labels, model, folder):
+def classify_trainer(texts, labels, model, folder, **options):
     from transformers import DataCollatorWithPadding, Trainer
     tokenizer, bert, rows = encoded(texts, labels, model)
-    Trainer(model=bert, args=trainer_arguments(folder),
+    Trainer(model=bert, args=trainer_arguments(folder, **options),
             data_collator=DataCollatorWithPadding(tokenizer)).predict(rows)
 
 
-def mlm_ours(texts, labels, model, folder):
+def mlm_ours(texts, labels, model, folder, **overrides):
     import helpers
-    helpers.pretrain(texts, model=model, seq_len=SEQ_LEN, batch_size=BATCH, epochs=1, lr=1e-4)
+    helpers.pretrain(texts, model=model, seq_len=SEQ_LEN, batch_size=BATCH, epochs=1, lr=1e-4,
+                     **overrides)
 
 
-def mlm_trainer(texts, labels, model, folder):
+def mlm_trainer(texts, labels, model, folder, **options):
     """Train a masked LM as run_mlm does: all texts in one stream, cut at SEQ_LEN."""
     from transformers import (
         AutoModelForMaskedLM,
@@ -141,7 +145,7 @@ def mlm_trainer(texts, labels, model, folder):
               for i in ids]
     rows = [{"input_ids": stream[i:i + SEQ_LEN], "attention_mask": [1] * SEQ_LEN}
             for i in range(0, len(stream) - SEQ_LEN + 1, SEQ_LEN)]
-    Trainer(model=bert, args=trainer_arguments(folder), train_dataset=rows,
+    Trainer(model=bert, args=trainer_arguments(folder, **options), train_dataset=rows,
             data_collator=DataCollatorForLanguageModeling(tokenizer, mlm_probability=0.15)).train()
 
 
@@ -150,15 +154,17 @@ def tokenize(texts, labels, model, folder):
     helpers.tokenize_all(texts, helpers.load_bert(model)[1])
 
 
-JOBS = {("train", "ours"): train_ours, ("train", "trainer"): train_trainer,
-        ("train", "trainer-grouped"): lambda *a: train_trainer(
-            *a, group_by_length=True, train_sampling_strategy="group_by_length"),
+WORK = {"train": (train_ours, train_trainer), "classify": (classify_ours, classify_trainer),
+        "mlm": (mlm_ours, mlm_trainer)}
+JOBS = {**{(kind, who): work for kind, both in WORK.items()
+           for who, work in zip(("ours", "trainer"), both)},
+        **{(kind, "ours-bf16"): partial(both[0], precision="bf16") for kind, both in WORK.items()},
+        **{(kind, "trainer-bf16"): partial(both[1], bf16=True) for kind, both in WORK.items()},
+        ("train", "trainer-grouped"): partial(train_trainer, group_by_length=True,
+                                              train_sampling_strategy="group_by_length"),
         ("train", "plain-512"): train_plain,
         ("train-512", "ours"): train_ours,
-        ("train-512", "ours-no-attention-dropout"): lambda *a: train_ours(
-            *a, attention_dropout=0.0),
-        ("classify", "ours"): classify_ours, ("classify", "trainer"): classify_trainer,
-        ("mlm", "ours"): mlm_ours, ("mlm", "trainer"): mlm_trainer,
+        ("train-512", "ours-no-attention-dropout"): partial(train_ours, attention_dropout=0.0),
         ("tokenize", "ours"): tokenize, ("tokenize", "ours-again"): tokenize}
 
 
@@ -196,7 +202,7 @@ def measure(kind, job, n, model, data_dir, cache):
                 peak_mb=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
 
 
-def matmul_ceiling(model):
+def matmul_ceiling(model, precision):
     """Return FLOP/s of a matrix product of the model's shape: (1024, h) x (h, 4 h)."""
     import torch
     from transformers import BertConfig
@@ -204,7 +210,8 @@ def matmul_ceiling(model):
     from helpers import find_path
     h = BertConfig.from_pretrained(find_path(model)).hidden_size
     cuda = torch.cuda.is_available()
-    kind = dict(device="cuda", dtype=torch.bfloat16) if cuda else {}
+    kind = {"device": "cuda" if cuda else "cpu",
+            "dtype": torch.bfloat16 if precision == "bf16" else torch.float32}
     rows = 8192 if cuda else 1024
     a, b, best = torch.randn(rows, h, **kind), torch.randn(h, 4 * h, **kind), 0.0
     for _ in range(20):
@@ -215,6 +222,18 @@ def matmul_ceiling(model):
             torch.cuda.synchronize()
         best = max(best, 10 * 2 * rows * h * 4 * h / (time.perf_counter() - started))
     return best
+
+
+def measure_ceilings(model):
+    """Return {precision: FLOP/s} of what the jobs compute in: a GPU in bf16, a CPU in both."""
+    import torch
+    return {precision: matmul_ceiling(model, precision) for precision in (
+        ["bf16"] if torch.cuda.is_available() else ["fp32", "bf16"])}
+
+
+def pays(job, ceilings):
+    """Tell whether a job is worth its time: one in bf16 on a CPU where that is faster."""
+    return "bf16" not in job or ceilings["bf16"] > ceilings.get("fp32", math.inf)
 
 
 def flop_per_token(model, kind):
@@ -241,15 +260,16 @@ def run_job(kind, job, n, args, cache):
 
 def compare(args):
     """Run all kinds of job in turns; print the table and return its rows."""
-    ceiling, table = matmul_ceiling(args.model), []
-    print(f"ceiling: a matrix product of the model's shape reaches {ceiling / 1e9:,.0f} GFLOP/s; "
-          f"{args.rounds} rounds in turns, medians", flush=True)
+    ceilings, table = measure_ceilings(args.model), []
+    print("ceiling: a matrix product of the model's shape reaches " + ", ".join(
+        f"{ceiling / 1e9:,.0f} GFLOP/s in {name}" for name, ceiling in ceilings.items())
+        + f"; {args.rounds} rounds in turns, medians", flush=True)
     print(f"{'work':<10} {'job':<26} {'ex./s':>8} {'tokens/s':>9} {'padding':>8} {'peak MB':>8} "
           f"{'ceiling':>8} {'ours is':>8}", flush=True)
     sizes = {"train": args.n, "train-512": max(16, args.n // 4), "classify": args.n_classify,
              "mlm": args.n, "tokenize": args.n_tokenize}
     for kind in args.kinds or KINDS:
-        runs = {job: [] for job in KINDS[kind]}
+        runs = {job: [] for job in KINDS[kind] if pays(job, ceilings)}
         for _ in range(args.rounds):
             with tempfile.TemporaryDirectory() as shared:
                 for job in runs:
@@ -258,7 +278,9 @@ def compare(args):
                         n = sizes[kind] // SLOW.get(job, 1)
                         runs[job].append(run_job(kind, job, n, args, cache))
         for job, some in runs.items():
-            table.append(summarize(kind, job, some, runs["ours"], ceiling, args.model))
+            precision = "bf16" if "bf16" in job or "fp32" not in ceilings else "fp32"
+            ours = runs["ours-bf16" if "bf16" in job else "ours"]
+            table.append(summarize(kind, job, some, ours, ceilings[precision], args.model))
             print("{work:<10} {job:<26} {examples_s:8.2f} {tokens_s:9,.0f} {padding:8.1%} "
                   "{peak_mb:8,.0f} {of_ceiling:8.1%} {ours_is:7.2f}x".format(**table[-1]),
                   flush=True)

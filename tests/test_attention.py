@@ -136,6 +136,19 @@ def test_dropout_leaves_the_mean_of_the_output():
     assert float(error.abs().max()) < 5
 
 
+def test_under_autocast_it_computes_in_fp32():
+    made, mask = tensors()
+    rounded = [x.detach().bfloat16() for x in made]
+    outcomes = []
+    for query, key, value in (rounded, [x.float() for x in rounded]):
+        torch.manual_seed(4)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            outcomes.append(helpers.cpu_attention(None, query, key, value, mask, dropout=0.1,
+                                                  scaling=0.5)[0])
+    assert outcomes[0].dtype == torch.bfloat16 and outcomes[1].dtype == torch.float32
+    assert torch.equal(outcomes[0], outcomes[1].bfloat16())
+
+
 def test_loaded_models_use_it_in_training_alone(monkeypatch):
     asked, true_mask = [], helpers.keep_mask
 

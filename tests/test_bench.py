@@ -18,12 +18,14 @@ def bench():
     return module
 
 
-def test_a_small_comparison_runs(bench, tmp_path, capfd):
+def test_a_small_comparison_runs(bench, tmp_path, capfd, monkeypatch):
     out = tmp_path / "table.json"
+    monkeypatch.setattr(bench, "measure_ceilings", lambda model: {"fp32": 2e9, "bf16": 1e9})
     bench.main(["--data", "data/sample", "--model", "data/sample/bert", "--n", "16", "--rounds",
                 "1", "--n-classify", "40", "--n-tokenize", "60", "--out", str(out)])
     rows = {(row["work"], row["job"]): row for row in json.loads(out.read_text())}
-    assert set(rows) == {(kind, job) for kind, jobs in bench.KINDS.items() for job in jobs}
+    assert set(rows) == {(kind, job) for kind, jobs in bench.KINDS.items() for job in jobs
+                         if "bf16" not in job}
     for (_, job), row in rows.items():
         assert row["examples_s"] > 0 and row["peak_mb"] > 50 and 0 <= row["padding"] < 1
         assert row["ours_is"] == 1 or job != "ours"
@@ -32,12 +34,32 @@ def test_a_small_comparison_runs(bench, tmp_path, capfd):
 
 
 @pytest.mark.parametrize("kind,jobs", [("train", ["ours", "trainer", "plain-512"]),
-                                       ("classify", ["ours", "trainer"])])
+                                       ("classify", ["ours", "trainer-bf16"]),
+                                       ("mlm", ["ours", "ours-bf16"])])
 def test_all_jobs_see_the_same_pieces(bench, tmp_path, kind, jobs):
     sample = str(conftest.ROOT / "data" / "sample")
     real = {job: bench.run_job(kind, job, 16, bench_arguments(sample), str(tmp_path / job))["real"]
             for job in jobs}
     assert len(set(real.values())) == 1, real
+
+
+def test_bf16_is_timed_where_it_is_faster_and_beside_itself(bench, monkeypatch, capsys):
+    sample, made = str(conftest.ROOT / "data" / "sample"), []
+
+    def run_job(kind, job, n, args, cache):
+        made.append(job)
+        return dict(seconds={"ours": 6, "trainer": 30, "ours-bf16": 4}.get(job, 8), examples=n,
+                    real=600, padded=800, peak_mb=1)
+
+    monkeypatch.setattr(bench, "run_job", run_job)
+    monkeypatch.setattr(bench, "measure_ceilings", lambda model: {"fp32": 1e9, "bf16": 2e9})
+    bench.main(["--data", "data/sample", "--model", sample + "/bert", "--rounds", "2",
+                "--kinds", "classify"])
+    assert made == 2 * ["ours", "trainer", "ours-bf16", "trainer-bf16"]
+    ratios = [line.split()[-1] for line in capsys.readouterr().out.splitlines()[2:]]
+    assert ratios == ["1.00x", "5.00x", "1.00x", "2.00x"]
+    assert not bench.pays("ours-bf16", {"bf16": 1e9}), "a GPU does everything in it"
+    assert bench.pays("ours", {"bf16": 1e9}) and bench.matmul_ceiling(sample + "/bert", "bf16") > 0
 
 
 def bench_arguments(sample):

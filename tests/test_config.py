@@ -15,12 +15,14 @@ BAD = [*(("lr", v) for v in (0.0, -1.0, -2e-5, math.nan, math.inf)),
        *((key, v) for key in ("weight_decay", "clip_norm", "max_minutes")
          for v in (-0.1, math.nan, math.inf)),
        *((key, -1) for key in ("seed", "data_seed")),
-       ("keep", "middle"), ("keep", ""), ("optimizer", "sgd"), ("decay", "cosine"), ("model", "")]
+       ("keep", "middle"), ("keep", ""), ("optimizer", "sgd"), ("decay", "cosine"), ("model", ""),
+       ("precision", "half"), ("precision", "")]
 GOOD = [("lr", 1e-9), ("seq_len", 3), ("words", 0), ("epochs", 1), ("batch_size", 1),
         ("accumulation", 1), ("warmup", 0.0), ("warmup", 0.99), ("dropout", 0.0), ("clip_norm", 0.0),
         ("weight_decay", 0.0), ("max_minutes", 0.0), ("keep", "head"), ("keep", "tail"),
         ("keep", "head+tail"), ("optimizer", "adamw"), ("optimizer", "adam"), ("decay", "none"),
-        ("decay", "linear"), ("seed", 0), ("whole_word", True), ("device", "")]
+        ("decay", "linear"), ("seed", 0), ("whole_word", True), ("device", ""),
+        ("precision", "auto"), ("precision", "fp32")]
 WRONG_TYPE = [("epochs", 1.0), ("epochs", True), ("epochs", "3"), ("lr", "2e-5"), ("lr", True),
               ("lr", None), ("whole_word", 1), ("keep", None), ("model", 3), ("seed", None)]
 
@@ -41,6 +43,14 @@ def test_a_value_out_of_bounds_is_named(key, value):
 @pytest.mark.parametrize("key,value", GOOD)
 def test_a_value_on_the_bound_is_taken(key, value):
     assert getattr(make_config(**{key: value}), key) == value
+
+
+def test_bf16_needs_a_pytorch_that_computes_in_it(monkeypatch):
+    if hasattr(helpers.torch, "autocast"):
+        assert make_config(precision="bf16").precision == "bf16"
+        monkeypatch.delattr(helpers.torch, "autocast")
+    assert "precision='bf16': must be auto, fp32 or, from PyTorch 1.10 on, bf16" in message(
+        precision="bf16")
 
 
 @pytest.mark.parametrize("key,value", WRONG_TYPE)
@@ -95,7 +105,8 @@ def test_settings_name_no_place():
     here, there = (make_config(model=name, device=device) for name, device in
                    (("a", "cpu"), ("b", "cuda")))
     assert settings(here) == settings(there)
-    assert set(vars(here)) - set(settings(here)) == {"model", "device"}
+    assert set(vars(here)) - set(settings(here)) == {"model", "device", "precision"}  # auto
+    assert settings(make_config(precision="fp32")) == dict(settings(here), precision="fp32")
     assert settings(make_config(seed=1)) != settings(here)
 
 

@@ -323,11 +323,11 @@ def small_memory(monkeypatch, most, message="CUDA out of memory. Tried to alloca
     """Have micro-batches of more than `most` reviews run out of memory; return all sizes tried."""
     tried, true_loss = [], helpers.summed_loss
 
-    def summed_loss(forward, model, batch, device):
+    def summed_loss(forward, model, batch, *rest):
         tried.append(len(batch["labels"]))
         if tried[-1] > most:
             raise RuntimeError(message)
-        return true_loss(forward, model, batch, device)
+        return true_loss(forward, model, batch, *rest)
 
     monkeypatch.setattr(helpers, "summed_loss", summed_loss)
     return tried
@@ -359,24 +359,57 @@ def test_out_of_memory_in_a_thread_too(cache, tiny_bert, two_threads, monkeypatc
         train(TEXTS, LABELS, **settings)
 
 
-def test_half_precision_is_for_the_forward_pass_alone(cache, tiny_bert, monkeypatch):
-    settings = dict(QUIET, model=tiny_bert, batch_size=8, epochs=2)
-    wanted, kinds = losses(train(TEXTS, LABELS, **settings)["history"]), []
-    if not hasattr(torch, "autocast"):
-        pytest.skip("torch 1.3 has no autocast; a GPU then computes in fp32")
+def spied_autocast(monkeypatch):
+    """Return the dtypes that helpers.autocast's contexts compute a product in, as they are made."""
+    made, true_autocast = [], helpers.autocast
 
-    def autocast(device):
-        kinds.append(device.type)
-        return torch.autocast("cpu", dtype=torch.bfloat16)
+    def autocast(*args):
+        with true_autocast(*args):
+            made.append((torch.ones(1, 2) @ torch.ones(2, 1)).dtype)
+        return true_autocast(*args)
 
     monkeypatch.setattr(helpers, "autocast", autocast)
-    params = train(TEXTS, LABELS, **settings)
-    assert kinds and losses(params["history"]) != wanted
-    assert losses(params["history"]) == pytest.approx(wanted, abs=0.03)
-    assert {p.dtype for p in params["model"].parameters()} == {torch.float32}
-    logits = helpers.predict_logits(params["model"], helpers.tokenize_all(
-        TEXTS, params["tokenizer"]), params["tokenizer"], params["config"])
-    assert logits.dtype == torch.float32 and torch.isfinite(logits).all()
+    return made
+
+
+@pytest.mark.skipif(not hasattr(torch, "autocast"), reason="torch 1.3 has no bfloat16 products")
+@pytest.mark.parametrize("work", ["train", "pretrain"])
+def test_half_precision_is_for_the_forward_pass_alone(cache, tiny_bert, monkeypatch, work):
+    def run(**settings):
+        if work == "pretrain":
+            path = helpers.pretrain(TEXTS, model=tiny_bert, epochs=2, **settings)["path"]
+            return helpers.load_bert(path, "mlm")[0], helpers.read_note(path)
+        params = train(TEXTS, LABELS, dev=(TEXTS, LABELS), model=tiny_bert,
+                       **dict(QUIET, batch_size=8, epochs=2, **settings))
+        return params["model"], params
+
+    made, found = spied_autocast(monkeypatch), {}
+    for precision in ("auto", "fp32", "bf16"):
+        model, outcome = run(precision=precision)
+        assert set(made) == {torch.bfloat16 if precision == "bf16" else torch.float32}
+        assert {p.dtype for p in model.parameters()} == {torch.float32}
+        assert len(made) >= 4  # training, and measuring it
+        made.clear()
+        found[precision] = outcome["curve" if work == "pretrain" else "history"]
+    name = "held_out_loss" if work == "pretrain" else "loss"
+    fp32, auto, bf16 = ([row[name] for row in found[precision] if name in row]
+                        for precision in ("fp32", "auto", "bf16"))
+    assert fp32 == auto != bf16 and bf16 == pytest.approx(fp32, abs=0.03)
+
+
+@pytest.mark.skipif(not hasattr(torch, "autocast"), reason="torch 1.3 has no bfloat16 products")
+def test_a_classification_may_have_a_precision_of_its_own(cache, tiny_bert, monkeypatch):
+    params = train(TEXTS, LABELS, **dict(QUIET, model=tiny_bert, epochs=2))
+    pieces, logits = helpers.tokenize_all(TEXTS, params["tokenizer"]), {}
+    for precision in ("auto", "bf16"):
+        config = helpers.make_config(**dict(QUIET, model=tiny_bert, precision=precision))
+        logits[precision] = helpers.predict_logits(params["model"], pieces, params["tokenizer"],
+                                                   config)
+    assert logits["bf16"].dtype == torch.float32 and not torch.equal(*logits.values())
+    assert torch.allclose(*logits.values(), atol=0.03)
+    made = spied_autocast(monkeypatch)
+    helpers.classify(TEXTS, params, precision="bf16")
+    assert set(made) == {torch.bfloat16}
 
 
 def test_one_review_too_large_for_the_memory_ends_the_run(cache, tiny_bert, monkeypatch):
