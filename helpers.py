@@ -70,7 +70,7 @@ class Diverged(ArithmeticError):
 
 def warn(message):
     """Print a warning, one line."""
-    print(f"Warning: {message}", flush=True)
+    say(f"Warning: {message}")
 
 
 # ---- hyperparameters ---------------------------------------------------------------------------
@@ -372,6 +372,12 @@ def progress_bar(total, what, unit):
     live = sys.stdout.isatty() or hasattr(sys.stdout, "pub_thread")  # a notebook's stdout
     return tqdm(total=total, desc=what, unit=unit, ascii=True, leave=False, ncols=88, position=0,
                 file=sys.stdout if live else Lines(), mininterval=0.5 if live else 10)
+
+
+def say(text):
+    """Print a line; bars that are shown give way and stand below it."""
+    tqdm.write(text)
+    sys.stdout.flush()
 
 
 # ---- several processes, one GPU each ------------------------------------------------------------
@@ -1232,8 +1238,8 @@ def fit(model, batches, n_steps, steps_per_epoch, forward, config, evaluate=None
             if loss is None:
                 clear_gradients(model)
                 halvings += 1
-                print(f"{what}: out of memory at step {step + 1}; micro-batches are halved, the "
-                      f"step is repeated, the optimizer's batch stays the same", flush=True)
+                say(f"{what}: out of memory at step {step + 1}; micro-batches are halved, the "
+                    f"step is repeated, the optimizer's batch stays the same")
                 continue
             norm = torch.nn.utils.clip_grad_norm_(model.parameters(), config.clip_norm or math.inf)
             loss, norm = float(loss), float(norm)
@@ -1271,8 +1277,8 @@ def fit(model, batches, n_steps, steps_per_epoch, forward, config, evaluate=None
         if writer:
             writer.close()
     if step < n_steps:
-        print(f"{what}: the budget of {config.max_minutes:g} minutes ended it after {step} of "
-              f"{n_steps} steps, the last with lr {lr:.2g}", flush=True)
+        say(f"{what}: the budget of {config.max_minutes:g} minutes ended it after {step} of "
+            f"{n_steps} steps, the last with lr {lr:.2g}")
     return history
 
 
@@ -1320,7 +1326,7 @@ def resume(path, model, optimizer):
     if state["optimizer"]:  # a finished run needs it no more
         optimizer.load_state_dict(state["optimizer"])
     step = state["history"][-1]["step"]
-    print(f"goes on from the checkpoint after step {step}", flush=True)
+    say(f"goes on from the checkpoint after step {step}")
     return step, state["history"], state["seconds"]
 
 
@@ -1394,7 +1400,7 @@ def train(texts, labels, pretrain_params=None, dev=None, n_eval=500, log_dir="",
     config = make_config(**overrides)
     if pretrain_params is not None:
         config = dataclasses.replace(config, model=pretrained_folder(pretrain_params))
-        print(f"training starts from {describe(pretrain_params)}", flush=True)
+        say(f"training starts from {describe(pretrain_params)}")
     texts, label_ids = check_texts(texts, labels)
     if len(set(label_ids)) < 2:
         raise InputError("the training reviews do not carry both labels, neg and pos")
@@ -1485,7 +1491,7 @@ def finite(outcome):
 
 def tell_estimate(what, n, minutes):
     """Print how long a prediction will take, and warn when grading would cut it off."""
-    print(f"{what} {n:,} reviews: about {minutes:.1f} minutes", flush=True)
+    say(f"{what} {n:,} reviews: about {minutes:.1f} minutes")
     if minutes > GRADING_MINUTES:
         warn(f"that is more than the {GRADING_MINUTES} minutes that grading allows; a smaller "
              f"seq_len is faster")
@@ -1616,7 +1622,7 @@ def pretrain(texts, parts=(), log_dir="", **overrides):
             run_mlm(model, tokenizer, texts, config, folder, log_dir)
             note = read_note(folder)
         else:
-            print("pretraining of the same texts and settings found: not repeated", flush=True)
+            say("pretraining of the same texts and settings found: not repeated")
     return dict(note, path=folder, parts=list(parts))
 
 

@@ -258,13 +258,18 @@ def spread(rows, metric="dev_accuracy"):
                   len(values), len(rows) - len(values))
 
 
+def number_of(n, noun):
+    """Return a number with its noun: "1 seed", "3 seeds"."""
+    return f"{n:,} {noun}{'s' * (n != 1)}"
+
+
 def show(s, percent=True):
     """Return a Spread as text: "87.3 ± 0.4 % (3 seeds)"."""
     scale, unit = (100, " %") if percent else (1, "")
     text = f"{s.mean * scale:.3g}" if not percent else f"{s.mean * scale:.1f}"
     if s.n > 1:
         text += f" ± {s.sd * scale:.1f}" if percent else f" ± {s.sd * scale:.2g}"
-    text += f"{unit} ({s.n} seed{'s' * (s.n != 1)}"
+    text += f"{unit} ({number_of(s.n, 'seed')}"
     return text + (f", {s.marked} broken and left out)" if s.marked else ")")
 
 

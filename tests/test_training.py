@@ -3,6 +3,7 @@
     python tests/test_training.py --write      # writes reference_losses.json anew
 """
 import csv
+import io
 import json
 import math
 import os
@@ -423,6 +424,28 @@ def test_another_error_is_no_lack_of_memory(cache, tiny_bert, monkeypatch):
     with pytest.raises(RuntimeError, match="device-side"):
         train(TEXTS, LABELS, model=tiny_bert, **SHORT)
     assert len(tried) == 1
+
+
+# ---- what is printed ----------------------------------------------------------------------------
+
+def test_a_line_stands_above_the_bars_that_are_shown(monkeypatch):
+    screen = io.StringIO()
+    screen.isatty = lambda: True
+    monkeypatch.setattr(sys, "stdout", screen)
+    bar = helpers.progress_bar(7, "trials", "trial")
+    helpers.say("goes on")
+    helpers.warn("mind")
+    bar.update(1)
+    bar.close()
+    shown = [line.split("\r")[-1].rstrip() for line in screen.getvalue().split("\n")]
+    assert shown == ["goes on", "Warning: mind", ""] and "0/7" in screen.getvalue()
+
+
+def test_a_log_gets_lines(capsys):
+    bar = helpers.progress_bar(7, "trials", "trial")
+    helpers.say("goes on")
+    bar.close()
+    assert capsys.readouterr().out == "goes on\n"
 
 
 # ---- resuming ----------------------------------------------------------------------------------
