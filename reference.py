@@ -192,6 +192,11 @@ def table_row(*cells):
     return "| " + " | ".join(str(cell).replace("|", "\\|") for cell in cells) + " |"
 
 
+def listed(values):
+    """Return some values as text, with commas."""
+    return ", ".join(map(str, values))
+
+
 def tried(found):
     """Return {value: trials} as text."""
     return ", ".join(f"{value}: {show(spread(rows))}" if spread(rows).n else f"{value}: broken"
@@ -267,7 +272,7 @@ def anchors_of(pages, run, recipe, trials):
                       tried(varied(trials, run, "lr")), few),
             table_row("further MLM pretraining, few labels",
                       "[S] 100 labels: from 17.26 % to 9.23",
-                      answers_to(pages, "05", "Q3"), other.format(told["sizes"])),
+                      answers_to(pages, "05", "Q3"), other.format(listed(told["sizes"]))),
             table_row("accumulation", "[R] 12 x 2: 94.60 %, 24 x 1: 94.57",
                       answers_to(pages, "03", "Q5"), few),
             table_row("reviews longer than 128 / 256 / 512 pieces", "[R] 88 / 41 / 13 %",
@@ -310,7 +315,7 @@ def table_of(pages, run, recipe, trials):
     answers = sum(len(page["answers"]) for page in pages.values())
     missing = ", ".join(name[:2] for name in notebooks() if name not in pages)
     lines = [f"Model: {run['weights'] or told['model']}. Profile {told['profile']}: "
-             f"{told['n_train']} training reviews (notebook 05: {told['sizes']}), "
+             f"{told['n_train']} training reviews (notebook 05: {listed(told['sizes'])}), "
              f"{told['n_dev']} dev reviews, {told['seq_len']} pieces, {told['epochs']} epochs, "
              f"seeds {told['seeds']}. {run['trials']} trials took {run['trial_minutes']:.0f} "
              f"minutes of training and measuring on {' and '.join(run['devices'])} "
