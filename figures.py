@@ -428,6 +428,11 @@ def plot_leads(axes, arms, colours):
 
 # ---- saving and showing -------------------------------------------------------------------------
 
+def as_sentence(text):
+    """Return a text with a capital at its beginning."""
+    return text[:1].upper() + text[1:]
+
+
 def save_figure(figure, name, finding, out_dir, data=None):
     """Save OUT/figures/NAME.png (and .csv), and show it with its finding as caption and alt text.
 
@@ -444,7 +449,7 @@ def save_figure(figure, name, finding, out_dir, data=None):
         file.write(picture.getvalue())
     if data:
         helpers.save_table(os.path.join(folder, name + ".csv"), data)
-    text = html.escape(finding)
+    text = html.escape(as_sentence(finding))
     show_html(f'<figure><img alt="{text}" src="data:image/png;base64,'
               f'{base64.b64encode(picture.getvalue()).decode()}" style="max-width:100%">'
               f"<figcaption>{text}</figcaption></figure>")
@@ -477,6 +482,7 @@ class Answers:
 
     def give(self, question, answer, figure="", holds=None):
         """Record an answer; holds: did the claim that was expected come out? None: no claim."""
+        answer = as_sentence(answer)
         self.rows.append({"question": question, "answer": answer, "figure": figure,
                           "holds": holds})
         helpers.save_json(os.path.join(self.out_dir, "answers", self.name + ".json"), self.rows)

@@ -225,6 +225,7 @@ def test_answers_are_kept_as_they_come(shown, tmp_path, capsys):
     answers.give("Q3", "so")
     kept = json.loads(path.read_text(encoding="utf-8"))
     assert kept[0] == first and [r["holds"] for r in kept] == [True, False, None]
+    assert [r["answer"] for r in kept[1:]] == ["No", "So"] and figures.as_sentence("") == ""
     assert "script" not in [tag for page in shown for tag, _ in Tags(page).tags]
     assert ["As expected." in page for page in shown] == [True, False, False]
     assert ["NOT as expected." in page for page in shown] == [False, True, False]
