@@ -161,6 +161,8 @@ def test_a_lab_refuses_whoever_lacks_the_token(tmp_path):
             assert found, (tmp_path / "said").read_text(errors="replace")[-2000:]
             port, token = found.groups()
             at = f"http://127.0.0.1:{port}/api/contents"
+            while not answer(at) and time.time() < until:  # the address is told before it serves
+                time.sleep(0.2)
             assert [answer(at), answer(at + "?token=" + "0" * 48), answer(at + "?token=" + token)
                     ] == [403, 403, 200]
             with open("/proc/net/tcp") as file:  # address:port in hex, 0A: listening
