@@ -155,18 +155,20 @@ def tokenize(texts, labels, model, folder):
     helpers.tokenize_all(texts, helpers.load_bert(model)[1])
 
 
-WORK = {"train": (train_ours, train_trainer), "classify": (classify_ours, classify_trainer),
-        "mlm": (mlm_ours, mlm_trainer)}
-JOBS = {**{(kind, who): work for kind, both in WORK.items()
-           for who, work in zip(("ours", "trainer"), both)},
-        **{(kind, "ours-bf16"): partial(both[0], precision="bf16") for kind, both in WORK.items()},
-        **{(kind, "trainer-bf16"): partial(both[1], bf16=True) for kind, both in WORK.items()},
-        ("train", "trainer-grouped"): partial(train_trainer, group_by_length=True,
-                                              train_sampling_strategy="group_by_length"),
-        ("train", "plain-512"): train_plain,
-        ("train-512", "ours"): train_ours,
-        ("train-512", "ours-no-attention-dropout"): partial(train_ours, attention_dropout=0.0),
-        ("tokenize", "ours"): tokenize, ("tokenize", "ours-again"): tokenize}
+JOBS = {("train", "ours"): train_ours, ("train", "trainer"): train_trainer,
+        ("classify", "ours"): classify_ours, ("classify", "trainer"): classify_trainer,
+        ("mlm", "ours"): mlm_ours, ("mlm", "trainer"): mlm_trainer}
+IN_BF16 = {"ours": {"precision": "bf16"}, "trainer": {"bf16": True}}
+JOBS.update({(kind, who + "-bf16"): partial(work, **IN_BF16[who])
+             for (kind, who), work in JOBS.items()})
+JOBS.update({
+    ("train", "trainer-grouped"): partial(train_trainer, group_by_length=True,
+                                          train_sampling_strategy="group_by_length"),
+    ("train", "plain-512"): train_plain,
+    ("train-512", "ours"): train_ours,
+    ("train-512", "ours-no-attention-dropout"): partial(train_ours, attention_dropout=0.0),
+    ("tokenize", "ours"): tokenize, ("tokenize", "ours-again"): tokenize})
+
 
 
 def read_work(kind, n, data_dir):
@@ -225,11 +227,12 @@ def matmul_ceiling(model, precision):
     return best
 
 
-def measure_ceilings(model):
-    """Return {precision: FLOP/s} of what the jobs compute in: a GPU in bf16, a CPU in both."""
+def measure_ceilings(model, bf16):
+    """Return {precision: FLOP/s}: first of what most jobs compute in, then bf16 if asked for."""
     import torch
-    return {precision: matmul_ceiling(model, precision) for precision in (
-        ["bf16"] if torch.cuda.is_available() else ["fp32", "bf16"])}
+    usual = "bf16" if torch.cuda.is_available() else "fp32"
+    return {precision: matmul_ceiling(model, precision)
+            for precision in dict.fromkeys([usual, *["bf16"] * bf16])}
 
 
 def flop_per_token(model, kind):
@@ -256,12 +259,13 @@ def run_job(kind, job, n, args, cache):
 
 def compare(args):
     """Run all kinds of job in turns; print the table and return its rows."""
-    ceilings, table = measure_ceilings(args.model), []
+    ceilings, table = measure_ceilings(args.model, args.bf16), []
     print("ceiling: a matrix product of the model's shape reaches " + ", ".join(
         f"{ceiling / 1e9:,.0f} GFLOP/s in {name}" for name, ceiling in ceilings.items())
         + f"; {args.rounds} rounds in turns, medians", flush=True)
     print(f"{'work':<10} {'job':<26} {'ex./s':>8} {'tokens/s':>9} {'padding':>8} {'peak MB':>8} "
           f"{'ceiling':>8} {'ours is':>8}", flush=True)
+    usual = next(iter(ceilings))
     sizes = {"train": args.n, "train-512": max(16, args.n // 4), "classify": args.n_classify,
              "mlm": args.n, "tokenize": args.n_tokenize}
     for kind in args.kinds or KINDS:
@@ -274,9 +278,8 @@ def compare(args):
                         n = sizes[kind] // (1 if kind == "classify" else SLOW.get(job, 1))
                         runs[job].append(run_job(kind, job, n, args, cache))
         for job, some in runs.items():
-            precision = "bf16" if "bf16" in job or "fp32" not in ceilings else "fp32"
-            ours = runs["ours-bf16" if "bf16" in job else "ours"]
-            table.append(summarize(kind, job, some, ours, ceilings[precision], args.model))
+            ours, precision = ("ours-bf16", "bf16") if "bf16" in job else ("ours", usual)
+            table.append(summarize(kind, job, some, runs[ours], ceilings[precision], args.model))
             print("{work:<10} {job:<26} {examples_s:8.2f} {tokens_s:9,.0f} {padding:8.1%} "
                   "{peak_mb:8,.0f} {of_ceiling:8.1%} {ours_is:7.2f}x".format(**table[-1]),
                   flush=True)

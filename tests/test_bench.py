@@ -42,6 +42,16 @@ def test_all_jobs_see_the_same_pieces(bench, tmp_path, kind, jobs):
     assert len(set(real.values())) == 1, real
 
 
+def test_ceilings_are_measured_as_far_as_they_are_needed(bench, monkeypatch):
+    monkeypatch.setattr(bench, "matmul_ceiling", lambda model, precision: {"fp32": 1, "bf16": 2}[
+        precision])
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    assert list(bench.measure_ceilings("", False).items()) == [("fp32", 1)]
+    assert list(bench.measure_ceilings("", True).items()) == [("fp32", 1), ("bf16", 2)]
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    assert bench.measure_ceilings("", False) == bench.measure_ceilings("", True) == {"bf16": 2}
+
+
 def test_bf16_is_timed_when_asked_and_compared_with_itself(bench, monkeypatch, capsys):
     sample, made = str(conftest.ROOT / "data" / "sample"), []
 
@@ -51,7 +61,7 @@ def test_bf16_is_timed_when_asked_and_compared_with_itself(bench, monkeypatch, c
                     real=600, padded=800, peak_mb=1)
 
     monkeypatch.setattr(bench, "run_job", run_job)
-    monkeypatch.setattr(bench, "measure_ceilings", lambda model: {"fp32": 1e9, "bf16": 2e9})
+    monkeypatch.setattr(bench, "measure_ceilings", lambda model, bf16: {"fp32": 1e9, "bf16": 2e9})
     bench.main(["--data", "data/sample", "--model", sample + "/bert", "--rounds", "2",
                 "--kinds", "classify", "--bf16"])
     assert made == 2 * ["ours", "trainer", "ours-bf16", "trainer-bf16"]
