@@ -461,7 +461,7 @@ def batch_gradients(part, config):
     window = helpers.classifier_batches(helpers.prepare(part.texts, tokenizer, config), ids,
                                         config, tokenizer, cpu)(0)
     for batch in window:
-        loss = helpers.summed_loss(helpers.classifier_forward, bert, batch, cpu)
+        loss = helpers.summed_loss(helpers.classifier_forward, bert, batch, cpu, config.precision)
         (loss / helpers.count_targets(window)).backward()
     return [p.grad for p in bert.parameters() if p.grad is not None]
 
@@ -655,10 +655,14 @@ def window_logits(params, pieces):
     return total / torch.bincount(owner, minlength=len(pieces)).clamp(min=1).float()[:, None]
 
 
+def right_guesses(guesses, labels):
+    """Return "0110...": where a guess is the label."""
+    return "".join("01"[guess == label] for guess, label in zip(guesses, labels))
+
+
 def right_string(logits, labels):
     """Return "0110...": where the likeliest class is the label."""
-    return "".join("01"[helpers.LABEL_IDS[label] == guess] for label, guess in
-                   zip(labels, logits.argmax(1).tolist()))
+    return right_guesses(logits.argmax(1).tolist(), [helpers.LABEL_IDS[name] for name in labels])
 
 
 def as_row(correct, seed):
