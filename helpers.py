@@ -312,6 +312,22 @@ def generator(*parts):
     return torch.Generator().manual_seed(seed_of(*parts))
 
 
+_whole_process = threading.RLock()  # for what is one in a process: PyTorch's random numbers, logs
+
+
+def exclusive(function):
+    """Make a function wait until no other thread of this process is in one of its kind.
+
+    Trainings then give the same numbers in threads as one after another: on a GPU, and with
+    PyTorch 1.3, all threads draw from one random generator. Classifying waits for nobody.
+    """
+    @functools.wraps(function)
+    def in_turn(*args, **kwargs):
+        with _whole_process:
+            return function(*args, **kwargs)
+    return in_turn
+
+
 # ---- what differs between PyTorch 1.3 + transformers 2.1 and today's, and on a terminal ---------
 
 def known_options(function, **options):
@@ -343,19 +359,20 @@ def autocast(device, precision):
 @contextlib.contextmanager
 def quiet_transformers():
     """Silence transformers' load reports and bars: load_bert checks the same things itself."""
-    before, bars = logging.root.manager.disable, None
+    bars = None
     with contextlib.suppress(ImportError):
         from transformers.utils import logging as bars
-    shown = bars and bars.is_progress_bar_enabled()
-    try:
-        logging.disable(logging.CRITICAL)
-        if shown:
-            bars.disable_progress_bar()
-        yield
-    finally:
-        logging.disable(before)
-        if shown:
-            bars.enable_progress_bar()
+    with _whole_process:  # else another thread might take this silence for what was before
+        before, shown = logging.root.manager.disable, bars and bars.is_progress_bar_enabled()
+        try:
+            logging.disable(logging.CRITICAL)
+            if shown:
+                bars.disable_progress_bar()
+            yield
+        finally:
+            logging.disable(before)
+            if shown:
+                bars.enable_progress_bar()
 
 
 class Lines(io.StringIO):
@@ -667,6 +684,9 @@ def tokenize(texts, tokenizer, chunk=500):
 CACHED = 2 ** 19  # attention weights that a core works on at once: 2 MB, about its cache
 
 
+_beginning = threading.Lock()  # the number of threads that `begin` sets is the process's
+
+
 @functools.lru_cache(maxsize=None)
 def lone_threads(n):
     """Return a pool of n threads that compute alone: none waits for another after every call."""
@@ -678,9 +698,10 @@ def lone_threads(n):
         torch.set_grad_enabled(False)
         everyone.wait(60)
 
-    pool = ThreadPoolExecutor(n, initializer=begin)
-    list(pool.map(int, range(n)))  # all have begun ...
-    torch.set_num_threads(n)  # ... and threads of others, if they begin later, have n again
+    with _beginning:
+        pool = ThreadPoolExecutor(n, initializer=begin)
+        list(pool.map(int, range(n)))  # all have begun ...
+        torch.set_num_threads(n)  # ... and threads of others, if they begin later, have n again
     return pool
 
 
@@ -859,6 +880,7 @@ def pick_device(device=""):
     return chosen
 
 
+@exclusive
 def load_bert(model=None, head="classifier", dropout=0.1, attention_dropout=0.1, seed=0,
               num_labels=2):
     """Load a pretrained BERT: return (model in eval mode on the CPU, tokenizer).
@@ -1165,9 +1187,12 @@ def sparse_embeddings(model, device):
             words.weight.grad = words.weight.grad.to_dense()
 
 
-def accumulate(model, window, targets, forward, device, precision="auto"):
-    """Add up the gradients of a window's mean loss; return the loss, None if memory ran out."""
-    parameters, seed = [p for p in model.parameters() if p.requires_grad], torch.initial_seed()
+def accumulate(model, window, targets, forward, device, precision="auto", seed=0):
+    """Add up the gradients of a window's mean loss; return the loss, None if memory ran out.
+
+    seed: of what is dropped on a CPU today; a GPU, and PyTorch 1.3, drop by PyTorch's generator.
+    """
+    parameters = [p for p in model.parameters() if p.requires_grad]
 
     def gradients(numbered):
         number, batch = numbered
@@ -1229,12 +1254,13 @@ def fit(model, batches, n_steps, steps_per_epoch, forward, config, evaluate=None
             lr = config.lr * lr_factor(progress, config.warmup, config.decay)
             for group in optimizer.param_groups:
                 group["lr"] = lr
-            torch.manual_seed(seed_of("dropout", config.seed, step, *([rank] if rank else [])))
+            seed = seed_of("dropout", config.seed, step, *([rank] if rank else []))
+            torch.manual_seed(seed)
             window = batches(step)
             for _ in range(halvings):
                 window = halved(window)
             targets = count_targets(window)  # of the whole accumulation window
-            loss = accumulate(model, window, targets, forward, device, config.precision)
+            loss = accumulate(model, window, targets, forward, device, config.precision, seed)
             if loss is None:
                 clear_gradients(model)
                 halvings += 1
@@ -1387,6 +1413,7 @@ def start(config, head, content):
     return model.to(pick_device(config.device)), tokenizer, key
 
 
+@exclusive
 def train(texts, labels, pretrain_params=None, dev=None, n_eval=500, log_dir="", save_as="",
           hold=False, **overrides):
     """Fine-tune BERT on all the given reviews; return the params that `classify` takes.
@@ -1602,6 +1629,7 @@ def mlm_loss(model, batches, device, precision="auto"):
     return finite(total(loss, device) / max(1, count_targets(batches)))
 
 
+@exclusive
 def pretrain(texts, parts=(), log_dir="", **overrides):
     """Train BERT further by masked LM on the texts; return what `train` takes, small to pickle.
 

@@ -176,6 +176,7 @@ def locked(path):
 N_CURVE = 100  # reviews of train, and of dev, that the points of a learning curve are measured on
 
 
+@helpers.exclusive
 def run_trial(config, train_part, dev_part):
     """Train and measure once; return the row: config, metrics, history, cost, versions.
 
