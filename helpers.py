@@ -276,6 +276,24 @@ def load_state(path):
     return set_aside(path)
 
 
+@contextlib.contextmanager
+def locked(path):
+    """Hold a lock file; yield whether it is ours. It falls with its process, even by SIGKILL."""
+    with writing(path, 0):
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        open(path, "a").close()
+    with open(path, "w") as file:
+        try:
+            import fcntl
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+            return
+        except (ImportError, OSError):  # Windows, or a disk without locks: one process, please
+            pass
+        yield True
+
+
 def digest(*parts):
     """Return the hex SHA-256 of arrays, bytes and JSON-able values, in order."""
     return digest_of(parts)
@@ -1114,6 +1132,7 @@ def lr_factor(progress, warmup, decay="linear"):
 # ---- training loop -----------------------------------------------------------------------------
 
 CHECKPOINT_SECONDS = 60  # between checkpoints; each is some 3 times the weights' size
+CHECKPOINT_DAYS = 7      # that a checkpoint waits for the command that goes on from it
 EVALUATIONS = 4          # points of a run's learning curve, evenly over its progress
 
 
@@ -1228,7 +1247,7 @@ def fit(model, batches, n_steps, steps_per_epoch, forward, config, evaluate=None
 
     batches(step) gives the micro-batches of a step, forward is classifier_forward or mlm_forward,
     evaluate(model) gives a dict of figures, at the start and EVALUATIONS times. run: the
-    checkpoint's file; the run goes on from it, bit for bit, and leaves one on Ctrl-C.
+    checkpoint's file; the run goes on from it, on a CPU bit for bit, and leaves one on Ctrl-C.
     Raises Diverged when the loss or the gradient is NaN or infinite.
     """
     device, rank, halvings = next(model.parameters()).device, processes()[0], 0
@@ -1278,7 +1297,8 @@ def fit(model, batches, n_steps, steps_per_epoch, forward, config, evaluate=None
                 clear_gradients(model)
                 step += 1
                 row = dict(step=step, epoch=step / steps_per_epoch, lr=lr, grad_norm=norm,
-                           loss=loss, targets=targets, seconds=time.time() - started)
+                           loss=loss if targets else None, targets=targets,
+                           seconds=time.time() - started)
                 if evaluate and int(progress * EVALUATIONS) > int(before * EVALUATIONS):
                     row["due"] = True
                 history.append(row)
@@ -1286,7 +1306,8 @@ def fit(model, batches, n_steps, steps_per_epoch, forward, config, evaluate=None
                 measure_due(row, evaluate, model)
                 progress = progress_at(step)  # measuring takes time too
             for key in row if writer else ():
-                writer.add_scalar(key, row[key], step)
+                if row[key] is not None:  # a loss of no targets
+                    writer.add_scalar(key, row[key], step)
             bar.update(1)
             if run and not rank and time.time() - saved > CHECKPOINT_SECONDS:
                 checkpoint(run, model, optimizer, history, time.time() - started)
@@ -1354,6 +1375,51 @@ def resume(path, model, optimizer):
     step = state["history"][-1]["step"]
     say(f"goes on from the checkpoint after step {step}")
     return step, state["history"], state["seconds"]
+
+
+@contextlib.contextmanager
+def tended(path):
+    """Hold the lock on a run's checkpoint; before, tend those that other runs have left."""
+    if not processes()[0]:
+        tend_checkpoints(path)
+    with locked(path + ".lock") as mine:
+        try:
+            yield
+        finally:
+            if mine:
+                forget(path + ".lock")
+
+
+_told = set()  # checkpoints that this process has named already
+
+
+def tend_checkpoints(own):
+    """Say once what checkpoints wait in the cache; remove those that wait for nobody.
+
+    These are older than CHECKPOINT_DAYS, and no running process holds their lock. own: the
+    checkpoint of the run that begins.
+    """
+    waiting, removed = {}, {}  # {file: MB}
+    for path in [path for folder in (cache_dir("runs"), cache_dir("pretrained"))
+                 for path in glob.glob(os.path.join(glob.escape(folder), "*.checkpoint*"))]:
+        run = path[:path.rindex(".checkpoint")] + ".checkpoint"  # path: this, its lock, a damaged
+        if run == own:
+            continue
+        with contextlib.suppress(OSError, InputError), locked(run + ".lock") as mine:
+            if mine:
+                size, age = os.path.getsize(path) / 2 ** 20, time.time() - os.path.getmtime(path)
+                if age > 86400 * CHECKPOINT_DAYS:
+                    os.remove(path)
+                    removed[path] = size
+                elif path == run:
+                    waiting[path] = size
+                forget(run + ".lock")
+    if removed or set(waiting) - _told:
+        say(f"checkpoints of stopped runs in {cache_dir()}: {len(waiting)} "
+            f"({sum(waiting.values()):,.1f} MB) wait, {CHECKPOINT_DAYS} days at most, for the "
+            f"command that goes on from them; {len(removed)} ({sum(removed.values()):,.1f} MB) "
+            f"older than that removed")
+    _told.update(waiting)
 
 
 def open_writer(log_dir):
@@ -1450,8 +1516,9 @@ def train(texts, labels, pretrain_params=None, dev=None, n_eval=500, log_dir="",
         batches = classifier_batches(prepare(texts, tokenizer, config), label_ids, config,
                                      tokenizer, next(model.parameters()).device)
         run = os.path.join(cache_dir("runs"), key + ".checkpoint")
-        history = fit(model, batches, config.epochs * per_epoch, per_epoch, classifier_forward,
-                      config, evaluate if dev else None, run, log_dir)
+        with tended(run):
+            history = fit(model, batches, config.epochs * per_epoch, per_epoch,
+                          classifier_forward, config, evaluate if dev else None, run, log_dir)
     if not hold:
         forget(run)
     elif not processes()[0]:
@@ -1617,16 +1684,16 @@ def mlm_batches(pieces, tokenizer, config, device):
 
 
 def mlm_loss(model, batches, device, precision="auto"):
-    """Return the mean cross entropy in nats over the masked positions of some batches."""
+    """Return the mean cross entropy in nats over some batches' masked positions; None for none."""
     def loss_of(batch):
         with inference_mode():
             return float(summed_loss(mlm_forward, model, batch, device, precision))
 
     training = model.training
     model.eval()
-    loss = sum(each_alone(loss_of, mine(batches), device))
+    loss, targets = sum(each_alone(loss_of, mine(batches), device)), count_targets(batches)
     model.train(training)
-    return finite(total(loss, device) / max(1, count_targets(batches)))
+    return finite(total(loss, device) / targets) if targets else None
 
 
 @exclusive
@@ -1647,7 +1714,8 @@ def pretrain(texts, parts=(), log_dir="", **overrides):
         folder = os.path.join(cache_dir("pretrained"), key)
         note = read_note(folder)
         if note is None:
-            run_mlm(model, tokenizer, texts, config, folder, log_dir)
+            with tended(folder + ".checkpoint"):
+                run_mlm(model, tokenizer, texts, config, folder, log_dir)
             note = read_note(folder)
         else:
             say("pretraining of the same texts and settings found: not repeated")
@@ -1713,9 +1781,16 @@ def pretrained_folder(pretrain_params):
 def describe(pretrain_params):
     """Return one line on a pretraining: texts, parts, held-out loss and perplexity."""
     p, parts = pretrain_params, ", ".join(pretrain_params["parts"])
-    losses = p["loss_before"], p["loss_after"]
-    return (f"MLM pretraining on {p['n_texts']:,} texts{parts and ' of ' + parts} (held-out loss "
-            "%.3f -> %.3f, perplexity %.1f -> %.1f)" % (*losses, *map(perplexity, losses)))
+    return (f"MLM pretraining on {p['n_texts']:,} texts{parts and ' of ' + parts} "
+            f"(held-out {held_out_loss(p)})")
+
+
+def held_out_loss(pretrain_params):
+    """Return a pretraining's loss and perplexity, before and after, in words."""
+    losses = pretrain_params["loss_before"], pretrain_params["loss_after"]
+    if None in losses:
+        return "loss not measured: no piece of the held-out texts is masked"
+    return "loss %.3f -> %.3f, perplexity %.1f -> %.1f" % (*losses, *map(perplexity, losses))
 
 
 def perplexity(loss):

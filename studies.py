@@ -8,7 +8,6 @@ three, on the same reviews where there is one, and "within noise" where it is.
 """
 from __future__ import annotations
 
-import contextlib
 import importlib
 import json
 import math
@@ -25,7 +24,7 @@ import numpy as np
 import torch
 
 import helpers
-from helpers import RESULTS_VERSION, VERSIONS, Diverged, InputError
+from helpers import RESULTS_VERSION, VERSIONS, Diverged, InputError, locked
 
 
 def from_root(path):
@@ -153,26 +152,6 @@ def read_row(path):
     return helpers.set_aside(path)
 
 
-@contextlib.contextmanager
-def locked(path):
-    """Hold a lock file; yield whether it is ours. It falls with its process, even by SIGKILL."""
-    with helpers.writing(path, 0):
-        os.makedirs(os.path.dirname(path), exist_ok=True)
-        open(path, "a").close()
-    try:
-        import fcntl
-    except ImportError:  # Windows: one process at a time, please
-        yield True
-        return
-    with open(path, "w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:  # any other error: a file system without locks
-            yield False
-            return
-        yield True
-
-
 N_CURVE = 100  # reviews of train, and of dev, that the points of a learning curve are measured on
 
 
@@ -266,6 +245,8 @@ def number_of(n, noun):
 
 def show(s, percent=True):
     """Return a Spread as text: "87.3 ± 0.4 % (3 seeds)"."""
+    if not s.n:
+        return f"not measured ({number_of(s.marked, 'trial')} broken and left out)"
     scale, unit = (100, " %") if percent else (1, "")
     text = f"{s.mean * scale:.3g}" if not percent else f"{s.mean * scale:.1f}"
     if s.n > 1:

@@ -195,6 +195,9 @@ def test_masked_lm_losses_are_named():
     assert sorted(texts_of(axes)) == ["held out", "training"]
     assert [list(line.get_ydata()) for line in axes.get_lines()] == [[3.0], [5.0, 4.0]]
     figures.plot_mlm_loss(axes, curve[:1])  # a run without a step
+    _, (axes,) = figures.new_figure()
+    figures.plot_mlm_loss(axes, [dict(point, held_out_loss=None, loss=None) for point in curve])
+    assert texts_of(axes) == [], "a loss that was not measured has no point and no name"
 
 
 def test_panels_of_one_scale():

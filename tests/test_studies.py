@@ -309,7 +309,7 @@ def test_a_killed_study_goes_on(kill, start, grid, undisturbed, tmp_path, capsys
 def test_a_trial_in_another_process_is_waited_for(grid, tmp_path):
     config = make_config(**grid[0])
     path = str(tmp_path / studies.trial_key(config, TRAIN, DEV)) + ".json"
-    with studies.locked(path + ".lock") as mine:
+    with helpers.locked(path + ".lock") as mine:
         assert mine
         assert studies.run_once(config, TRAIN, DEV, str(tmp_path)) is None
     assert studies.run_once(config, TRAIN, DEV, str(tmp_path))["metrics"]
@@ -487,6 +487,7 @@ def test_spread_and_its_text():
         "1.23 ± 0.012 (2 seeds)")
     nothing = studies.spread(marked[2:])
     assert math.isnan(nothing.mean) and nothing[2:] == (0, 2)
+    assert studies.show(nothing) == "not measured (2 trials broken and left out)"
 
 
 def test_rows_of():
