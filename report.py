@@ -10,7 +10,6 @@ Each notebook runs in a process of its own and gets the profile's keys that its 
 130/143 interrupted.
 """
 import argparse
-import ast
 import fcntl
 import json
 import os
@@ -31,18 +30,17 @@ def stopped(number):
 
 
 STOPS = signal.SIGINT, signal.SIGTERM
-if __name__ == "__main__":  # while libraries are loaded nothing is to save
+if __name__ == "__main__":  # until notebooks run there is nothing to save
     for number in STOPS:
         signal.signal(number, lambda number, frame: os._exit(stopped(number)))
 
 import nbformat  # noqa: E402
-import yaml  # noqa: E402
 
 from pages import find_cell, judge, read_headline, read_json, write_index, write_page  # noqa: E402
+from parameters import Refused, read_parameters, read_profile  # noqa: E402
 
 ROOT = Path(__file__).resolve().parent
-NOTEBOOKS, PROFILES = ROOT / "notebooks", ROOT / "profiles"
-MAY_BE_0 = "n_train", "n_dev", "mlm_minutes", "seeds"  # all, all, no limit, a seed like others
+NOTEBOOKS = ROOT / "notebooks"
 BEAT = 10  # seconds between two signs of life
 GRACE = 60  # seconds that an interrupted cell has to save its work
 # Papermill, its kernel and what that starts are one process group, like a job of a shell: one
@@ -58,70 +56,6 @@ for number in signal.SIGINT, signal.SIGTERM:
     signal.signal(number, lambda *_: None)
 papermill.execute_notebook(**json.loads(sys.argv[1]))
 """  # `python -m papermill` does not exist in papermill 1.2.1
-
-
-class Refused(Exception):
-    """Wrong use: one line that says what is wrong and what to do, before anything runs."""
-
-
-def read_parameters(path):
-    """Read a notebook's parameters and their defaults from its cell tagged `parameters`."""
-    try:
-        return {node.targets[0].id: ast.literal_eval(node.value)
-                for cell in nbformat.read(str(path), as_version=4).cells
-                if "parameters" in cell.metadata.get("tags", [])
-                for node in ast.parse(cell.source).body}
-    except Exception as error:  # noqa: BLE001 - no JSON, notebook, assignment, literal
-        raise Refused(f"{path.name}: {error!r}; `parameters` takes NAME = literal") from None
-
-
-def fits(value, default):
-    """Tell whether a profile's value has the type of a notebook's default."""
-    if type(value) is type(default) is list:
-        return all(fits(v, d) for v in value for d in default[:1])
-    return (default is None or type(value) is type(default)  # a bool is not an int here
-            or type(default) is float and type(value) is int)
-
-
-def in_bounds(key, value):
-    """Tell whether a parameter's numbers can be used: finite, 0 only where it has a sense."""
-    if isinstance(value, list):
-        return bool(value) and all(in_bounds(key, one) for one in value)
-    if type(value) not in (int, float):
-        return True
-    if key == "seq_len":  # [CLS], a token and [SEP] at least; BERT's number of positions at most
-        return 3 <= value <= 512
-    return 0 < value < float("inf") or value == 0 and key in MAY_BE_0
-
-
-def read_profile(name, declared):
-    """Read profiles/NAME.yml or a path; refuse what is no parameter of any notebook."""
-    path = Path(name) if name.endswith((".yml", ".yaml")) else PROFILES / (name + ".yml")
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    except OSError:
-        names = sorted(p.stem for p in PROFILES.glob("*.yml"))
-        raise Refused(f"no profile {name}: give one of {names}, or a .yml's path") from None
-    except (ValueError, yaml.YAMLError) as error:
-        raise Refused(f"{path.name}: not YAML ({error})") from None
-    if not isinstance(values, dict) or any(isinstance(v, dict) for v in values.values()):
-        raise Refused(f"{path.name}: not one flat mapping; write NAME: value")
-    names = ", ".join(sorted(set().union(*declared.values())))
-    for key, value in values.items():
-        where = f"{path.name}: {key}: {value!r} is"
-        defaults = [(owner, known[key]) for owner, known in declared.items() if key in known]
-        if not defaults:
-            raise Refused(f"{where} no notebook's parameter; use one of {names}")
-        for owner, default in defaults:
-            if not fits(value, default):
-                raise Refused(f"{where} {type(value).__name__}, but {owner}'s {default!r} is of "
-                              f"type {type(default).__name__} (for 2e-5 write 2.0e-5)")
-        if not in_bounds(key, value):
-            raise Refused(f"{where} out of bounds; numbers are finite and more than 0 (seq_len: "
-                          f"3 to 512; 0 only for {', '.join(MAY_BE_0)}), lists not empty")
-        if key == "data_dir" and not (ROOT / value).is_dir():
-            raise Refused(f"{where} no folder; `make data` fetches data/FILIMDB")
-    return path.stem, values
 
 
 def choose(only, names):
@@ -254,11 +188,6 @@ def run_all(args, paths, chosen, profile, given, out):
     return stopped(stops[0]) if stops else int(failed)
 
 
-def interrupt(number, frame):
-    """Raise what Ctrl-C raises, while no notebook is running."""
-    raise KeyboardInterrupt(number)
-
-
 def refuse(message):
     """Refuse a command line in one line, where argparse prints its usage too."""
     raise Refused(f"{message}; see --help")
@@ -275,8 +204,6 @@ def main(argv=None):
     parser.add_argument("--out", help="folder of the report (build/PROFILE)")
     parser.add_argument("--timeout", type=float, default=0, help="minutes a notebook (no limit)")
     try:
-        for number in STOPS:
-            signal.signal(number, interrupt)
         args = parser.parse_args(argv)
         if args.jobs < 1 or not 0 <= args.timeout < float("inf"):
             refuse(f"--jobs {args.jobs} --timeout {args.timeout:g}: 1 job or more, 0 minutes or "
@@ -285,8 +212,6 @@ def main(argv=None):
     except (Refused, OSError) as error:
         print("report.py:", " ".join(str(error).split()), file=sys.stderr)
         return 2
-    except KeyboardInterrupt as error:
-        return stopped(*error.args or STOPS[:1])
 
 
 if __name__ == "__main__":

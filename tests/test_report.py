@@ -78,8 +78,8 @@ def test_parameters_reach_only_the_notebooks_that_declare_them(gallery):
 def test_everything_lies_under_out(gallery):
     folder, out, _, _ = gallery
     assert {p.name for p in folder.iterdir()} <= {
-        "report.py", "pages.py", "report.html.j2", "notebooks", "profiles", "build", "said",
-        "user", "__pycache__"}
+        "report.py", "parameters.py", "pages.py", "report.html.j2", "notebooks", "profiles", "build",
+        "said", "user", "__pycache__"}
     assert len(list((folder / "notebooks").iterdir())) == 6
     assert not list(out.rglob("*.part")), "a file written aside was left"
 
