@@ -23,6 +23,7 @@ from transformers import BertConfig, BertForSequenceClassification
 
 import evaluate
 import helpers
+import parameters
 import report
 
 EVALUATE = ["--data", "PLACE/data", "--model", "PLACE/bert", "--out", "PLACE/out/preds.tsv"]
@@ -369,8 +370,9 @@ def project(tmp_path, monkeypatch):
     notebooks = report_helpers.make_project(place)
     for name, source in PARAMETERS.items():
         report_helpers.write_notebook(notebooks, name, "# Some", source)
-    for name, value in {"NOTEBOOKS": notebooks, "PROFILES": place / "profiles", "ROOT": place,
-                        "execute": None}.items():
+    monkeypatch.setattr(parameters, "PROFILES", place / "profiles")
+    monkeypatch.setattr(parameters, "ROOT", place)
+    for name, value in {"NOTEBOOKS": notebooks, "ROOT": place, "execute": None}.items():
         monkeypatch.setattr(report, name, value)
     return place
 
@@ -402,10 +404,10 @@ def test_a_report_as_a_process_refuses_as_main_does(name, project):
     "seq_len: 3", "seq_len: 512", "data_dir: profiles", "limit: 0.5\nbert: ''"])
 def test_what_a_profile_may_hold(text, project):
     write("profiles/sample.yml", text)(project)
-    declared = {n: report.read_parameters(project / "notebooks" / (n + ".ipynb"))
+    declared = {n: parameters.read_parameters(project / "notebooks" / (n + ".ipynb"))
                 for n in PARAMETERS}
     assert declared["01_one"]["lr"] == 2e-5 and declared["02_two"]["limit"] is None
-    read = report.read_profile("sample", declared)[1]
+    read = parameters.read_profile("sample", declared)[1]
     assert list(read) == re.findall(r"(?m)^\w+", text)
 
 
