@@ -93,7 +93,9 @@ def in_bounds(key, value):
 
 def read_profile(name, declared):
     """Read profiles/NAME.yml or a path; refuse what is no parameter of any notebook."""
-    path = Path(name) if name.endswith((".yml", ".yaml")) else PROFILES / (name + ".yml")
+    path = PROFILES / (name + ".yml")
+    if name.endswith((".yml", ".yaml")):
+        path = Path(os.path.expanduser(name))
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
     except OSError:
@@ -115,7 +117,7 @@ def read_profile(name, declared):
         if not in_bounds(key, value):
             raise Refused(f"{said} out of bounds; numbers are finite and more than 0 (seq_len: 3 "
                           f"to 512; 0 for {', '.join(MAY_BE_0)} alone), lists not empty")
-        if key == "data_dir" and not (ROOT / value).is_dir():
+        if key == "data_dir" and not (ROOT / os.path.expanduser(value)).is_dir():
             raise Refused(f"{said} no folder; `make data` fetches data/FILIMDB")
     return path.stem, values
 
@@ -184,7 +186,7 @@ def build(args):
     chosen = choose(args.only, list(paths))
     declared = {n: read_parameters(path) for n, path in paths.items()}
     profile, values = read_profile(args.profile, declared)
-    out = Path(args.out or ROOT / "build" / profile).resolve()
+    out = Path(os.path.expanduser(args.out or str(ROOT / "build" / profile))).resolve()
     try:
         for folder in "notebooks", "logs", "cache":
             (out / folder).mkdir(parents=True, exist_ok=True)
