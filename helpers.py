@@ -1715,7 +1715,7 @@ def save_classifier(folder, params):
 def load_classifier(folder):
     """Return what `train` returned, from a folder of `save_classifier`; InputError if damaged."""
     place = find_path(folder)
-    if not os.path.isdir(place):
+    if not folder or not os.path.isdir(place):
         raise InputError(f"{folder}: no such folder; give one that save_classifier, or --save, "
                          f"wrote")
     note = sealed_note(place)
