@@ -1060,7 +1060,8 @@ def save_bert(folder, model, tokenizer, note, history=None, replace=False, **ent
         try:
             config.update(model_type="bert", **entries)
             save_json(os.path.join(aside, "config.json"), config)
-            save_json(os.path.join(aside, "tokenizer_config.json"), tokenizer_entries(tokenizer))
+            save_json(os.path.join(aside, "tokenizer_config.json"), tokenizer_entries(
+                tokenizer, model.config.max_position_embeddings))
             with written_whole(os.path.join(aside, "vocab.txt")) as file:
                 file.writelines(word + "\n" for word in tokenizer.convert_ids_to_tokens(
                     list(range(len(tokenizer)))))
@@ -1099,12 +1100,12 @@ def replace_folder(aside, folder):
     shutil.rmtree(older, ignore_errors=True)
 
 
-def tokenizer_entries(tokenizer):
+def tokenizer_entries(tokenizer, limit):
     """Return what tokenizer_config.json holds, for load_bert and for transformers' own loaders."""
     basic = getattr(tokenizer, "basic_tokenizer", None)  # transformers 2.1
     normalizer = getattr(getattr(tokenizer, "backend_tokenizer", None), "normalizer", None)
     return {"do_lower_case": True, "tokenizer_class": "BertTokenizer",
-            "model_max_length": tokenizer.model_max_length,
+            "model_max_length": limit,
             "strip_accents": getattr(normalizer, "strip_accents", None),
             "tokenize_chinese_chars": bool(getattr(
                 normalizer, "handle_chinese_chars",
