@@ -987,6 +987,8 @@ def load_bert(model=None, head="classifier", dropout=0.1, attention_dropout=0.1,
         raise InputError(f"model {name!r}: its weights lack {len(lacking)} tensors of a BERT "
                          f"({lacking[0]}, ...); give a whole BERT")
     unused = [key for key in info["unexpected_keys"] if re.match(r"classifier\b", key)]
+    if head == "classifier" and not WEIGHTS_ONLY:  # transformers 2.1 names no key outside "bert."
+        unused = "BertForSequenceClassification" in (getattr(config, "architectures", 0) or [])
     if unused:
         warn(f"model {name!r} holds a trained classifier, which is not taken; load_classifier or "
              f"--load takes one that save_classifier or --save wrote")
@@ -1655,7 +1657,8 @@ LABELS = sorted(LABEL_IDS, key=LABEL_IDS.get)  # in the order of the model's out
 
 def classify(texts, params, **overrides):
     """Return the label of each text, in order; params: of `train` or `load_classifier`."""
-    return [LABELS[i] for i in classifier_logits(texts, params, **overrides).argmax(1).tolist()]
+    logits = classifier_logits(texts, params, **overrides)
+    return [LABELS[i] for i in logits.argmax(1).tolist()] if len(logits) else []
 
 
 def probabilities(texts, params, **overrides):
@@ -1877,7 +1880,7 @@ def run_mlm(model, tokenizer, texts, config, folder, log_dir=""):
             "model": config.model, "n_texts": len(texts), "n_held_out": len(held), "curve": curve,
             "n_windows": len(windows), "config": settings(config), "versions": VERSIONS,
             "loss_before": curve[0]["held_out_loss"], "loss_after": curve[-1]["held_out_loss"],
-            "minutes": history[-1]["seconds"] / 60}, history)
+            "minutes": history[-1]["seconds"] / 60}, history, architectures=["BertForPreTraining"])
         forget(folder + ".checkpoint")
     wait_for_all()
 
