@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import array
 import collections
+import collections.abc
 import contextlib
 import csv
 import ctypes
@@ -160,7 +161,8 @@ def settings(config):
 # ---- files, checksums and seeds ----------------------------------------------------------------
 
 def find_path(path):
-    """Return `path` as it is from the working folder, else from this file's own folder."""
+    """Return `path`, ~ expanded, as seen from the working folder, else from this file's own."""
+    path = os.path.expanduser(path)
     beside = os.path.join(HERE, path)
     return beside if not os.path.exists(path) and os.path.exists(beside) else path
 
@@ -172,7 +174,7 @@ def cache_dir(*parts):
     folder when that place cannot be written.
     """
     given = os.environ.get("FILIMDB_CACHE")
-    roots = [os.path.abspath(given)] if given else [
+    roots = [os.path.abspath(os.path.expanduser(given))] if given else [
         os.path.join(HERE, ".cache"), os.path.join(tempfile.gettempdir(), "filimdb-cache")]
     for root in roots:
         folder = os.path.join(root, *parts)
@@ -213,7 +215,8 @@ def written_whole(path, mode="w"):
 
 def put(path, data):
     """Write bytes aside, to the disk, then rename: a crash leaves the old file or the new one."""
-    (folder, name), aside = os.path.split(os.path.abspath(path)), ""
+    path = os.path.abspath(os.path.expanduser(path))
+    (folder, name), aside = os.path.split(path), ""
     with writing(path, len(data)):
         try:
             os.makedirs(folder, exist_ok=True)
@@ -432,18 +435,54 @@ def joined_processes():
     All run the same code on the same data: a step's micro-batches are dealt out, gradients added
     up. One that dies ends the others: their next exchange fails.
     """
-    if int(os.environ.get("WORLD_SIZE", 1)) < 2:
+    count, local_rank = launched_processes()
+    if count < 2:
         yield
         return
     cuda = torch.cuda.is_available()
-    if cuda:
-        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    torch.distributed.init_process_group("nccl" if cuda else "gloo")
+    try:
+        if cuda:
+            torch.cuda.set_device(local_rank)
+        torch.distributed.init_process_group("nccl" if cuda else "gloo")
+    except (RuntimeError, ValueError, OSError) as error:
+        raise InputError(f"the {count} processes of WORLD_SIZE cannot be joined "
+                         f"({one_line(error)}); start them by torchrun") from None
     with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(
             nowhere if processes()[0] else sys.stdout):
         yield
         wait_for_all()
     torch.distributed.destroy_process_group()
+
+
+def launched_processes():
+    """Return (number of processes, this one's GPU) by the variables that torchrun sets.
+
+    (1, 0) without WORLD_SIZE; InputError when one is missing, no number or out of bounds.
+    """
+    if "WORLD_SIZE" not in os.environ:
+        return 1, 0
+    count = launch_number("WORLD_SIZE", 1)
+    if count == 1:
+        return 1, 0
+    if launch_number("RANK", 0) >= count:
+        raise InputError(f"RANK={os.environ['RANK']}: must be below WORLD_SIZE={count}; start "
+                         f"several processes by torchrun, or unset WORLD_SIZE for one")
+    for key in ("MASTER_ADDR", "MASTER_PORT"):
+        if not os.environ.get(key):
+            raise InputError(f"WORLD_SIZE={count} without {key}; start several processes by "
+                             f"torchrun, or unset WORLD_SIZE for one")
+    launch_number("MASTER_PORT", 1)
+    return count, launch_number("LOCAL_RANK", 0)
+
+
+def launch_number(key, least):
+    """Return the number in a variable that torchrun sets; InputError where there is none."""
+    value = os.environ.get(key)
+    if value is None or not re.match(r"\d+$", value) or int(value) < least:
+        raise InputError(f"{key}={'(not set)' if value is None else repr(value)}: must be a "
+                         f"number of at least {least}; start several processes by torchrun, or "
+                         f"unset WORLD_SIZE for one")
+    return int(value)
 
 
 def wait_for_all():
@@ -510,17 +549,38 @@ def load_part(folder, name):
     return Part([f"{name}/{i}" for i in range(len(texts))], texts, labels)
 
 
+class Filimdb(dict):
+    """{part: Part}; asking for a part that the folder does not have raises InputError."""
+
+    def __init__(self, parts, folder):
+        super().__init__(parts)
+        self.folder = folder
+
+    def __missing__(self, name):
+        """Name the file that would hold the part."""
+        raise InputError(f"{os.path.join(self.folder, name)}.texts: no such file, and it is "
+                         f"needed here; `make data` fetches all of FILIMDB")
+
+
 def load_filimdb(data_dir, parts=PARTS):
     """Return {part: Part(ids, texts, labels)} from a folder of PART.texts and PART.labels.
 
-    Raises InputError that names the file, and both counts where they differ. A relative folder is
-    tried from the working folder, then from this file's own.
+    A part without any file is left out, which is said. Raises InputError that names the file, and
+    both counts where they differ. A relative folder is tried from the working folder, then from
+    this file's own.
     """
-    folder = find_path(data_dir)
+    folder, parts = find_path(data_dir), check_many(parts, "parts")
     if not data_dir or not os.path.isdir(folder):
         raise InputError(f"{data_dir}: no such folder; `make data` fetches FILIMDB, data/sample "
                          f"is embedded")
-    data = {name: load_part(folder, name) for name in parts}
+    absent = [name for name in parts if not any(
+        os.path.lexists(os.path.join(folder, name + end)) for end in (".texts", ".labels"))]
+    if len(absent) == len(parts):
+        raise InputError(f"{folder}: holds none of {', '.join(parts)} as PART.texts; `make data` "
+                         f"fetches FILIMDB")
+    if absent:
+        say(f"{folder} has no {', '.join(absent)}: left out")
+    data = Filimdb({name: load_part(folder, name) for name in parts if name not in absent}, folder)
     for name, part in data.items():
         repeated = len(part.texts) - len(set(part.texts))
         if repeated:
@@ -530,6 +590,22 @@ def load_filimdb(data_dir, parts=PARTS):
         if shared:
             warn(f"{len(shared)} reviews stand in {one} and in {two}: a leak")
     return data
+
+
+def pretrain_parts(data_dir, data, transductive=False):
+    """Return {part: texts} that masked LM may see: train, and train_unlabeled where it is there.
+
+    transductive: also the texts, not the labels, of all other parts in `data`.
+    """
+    texts = {"train": data["train"].texts}
+    unlabeled = os.path.join(find_path(data_dir), "train_unlabeled.texts")
+    if os.path.exists(unlabeled):
+        texts["train_unlabeled"] = read_lines(unlabeled)
+    else:
+        say(f"{unlabeled}: not there, so masked LM does without")
+    if transductive:
+        texts.update((part, data[part].texts) for part in data)
+    return texts
 
 
 def subset(part, n, seed=0):
@@ -592,6 +668,7 @@ def vectorize_ex(text, label, seq_len, tokenizer, keep="head", label_ids=LABEL_I
     Raises ValueError for a seq_len under 3 or over the model's, and for an unknown label.
     """
     check_seq_len(seq_len, tokenizer)
+    check_texts([text])
     if label is not None and label not in label_ids:
         raise InputError(f"label {label!r}: known are {', '.join(map(str, label_ids))}")
     pieces = tokenizer.convert_tokens_to_ids(tokenizer.tokenize(whole_characters(text)))
@@ -627,6 +704,7 @@ class Pieces:
 
 def tokenize_all(texts, tokenizer):
     """Return the Pieces of the texts; done once, then found in the cache by content."""
+    texts = check_many(texts)
     words = tokenizer.convert_ids_to_tokens(list(range(len(tokenizer))))
     kind = words, tokenizer.tokenize("A\u00e9 B")  # cased or not
     key = digest_of(itertools.chain(kind, map(utf8, texts)))
@@ -752,6 +830,11 @@ class Dropout(torch.nn.Dropout):
         cut, share = cut_of(self.p)
         return x * keep_mask(x.shape, cut, next_seed()).div_(share)
 
+    def __setstate__(self, state):
+        """Let a pickled model find its attention in the process that it comes to."""
+        super().__setstate__(state)
+        register_attention()
+
 
 def cut_of(p):
     """Return the cut of `keep_mask` for a probability p below 1, and the share that is kept."""
@@ -865,19 +948,26 @@ def cpu_attention(module, query, key, value, attention_mask, dropout=0.0, scalin
     return out.contiguous().to(kind), None
 
 
+ATTENTION = "cpu_attention_of_" + __name__  # a copy of this file has a random stream of its own
+
+
+def register_attention():
+    """Make `cpu_attention` known to this process's transformers; ImportError if it is too old."""
+    from transformers import AttentionInterface, AttentionMaskInterface
+    from transformers.masking_utils import sdpa_mask
+    AttentionInterface.register(ATTENTION, cpu_attention)
+    AttentionMaskInterface.register(ATTENTION, sdpa_mask)
+
+
 def use_own_dropout(model):
     """Make a model drop and attend as this section does; transformers 2.1 keeps its own."""
     with contextlib.suppress(ImportError):
-        from transformers import AttentionInterface, AttentionMaskInterface
-        from transformers.masking_utils import sdpa_mask
-        name = "cpu_attention_of_" + __name__  # a copy of this file has a random stream of its own
-        AttentionInterface.register(name, cpu_attention)
-        AttentionMaskInterface.register(name, sdpa_mask)
+        register_attention()
         for module in model.modules():
             if type(module) is torch.nn.Dropout:
                 module.__class__ = Dropout
             if isinstance(module, BertModel):
-                module.set_attn_implementation(name)
+                module.set_attn_implementation(ATTENTION)
 
 
 # ---- model -------------------------------------------------------------------------------------
@@ -898,6 +988,10 @@ def pick_device(device=""):
     return chosen
 
 
+HEADS = {"classifier": BertModel, "mlm": BertForPreTraining,
+         "trained": BertForSequenceClassification}  # what load_bert reads for each head
+
+
 @exclusive
 def load_bert(model=None, head="classifier", dropout=0.1, attention_dropout=0.1, seed=0,
               num_labels=2):
@@ -905,8 +999,9 @@ def load_bert(model=None, head="classifier", dropout=0.1, attention_dropout=0.1,
 
     model: a local folder (config.json, vocab.txt, weights) or a name on the hub; the argument
     beats BERT_MODEL from the environment, which beats bert-base-uncased. head: "classifier" (a
-    new layer over the pooler, N(0, 0.02) by `seed`, the same on both stacks) or "mlm" (the
-    checkpoint's masked-LM head, tied to the embeddings; what it lacks is made new).
+    new layer over the pooler, N(0, 0.02) by `seed`, the same on both stacks), "mlm" (the
+    checkpoint's masked-LM head, tied to the embeddings; what it lacks is made new) or "trained"
+    (the checkpoint's classifier).
     Raises InputError that says what was tried and how to give a local folder.
     """
     name = model or default_model()
@@ -918,7 +1013,7 @@ def load_bert(model=None, head="classifier", dropout=0.1, attention_dropout=0.1,
         config = attempt("config.json", name, BertConfig.from_pretrained, folder)
         config.hidden_dropout_prob, config.num_labels = dropout, num_labels
         config.attention_probs_dropout_prob = attention_dropout
-        loader = BertForPreTraining if head == "mlm" else BertModel
+        loader = HEADS[head]
         bert, info = attempt("weights", name, loader.from_pretrained, folder, config=config,
                              output_loading_info=True)
         tokenizer = attempt("vocab.txt", name, BertTokenizer.from_pretrained, folder,
@@ -931,6 +1026,12 @@ def load_bert(model=None, head="classifier", dropout=0.1, attention_dropout=0.1,
     if lacking:
         raise InputError(f"model {name!r}: its weights lack {len(lacking)} tensors of a BERT "
                          f"({lacking[0]}, ...); give a whole BERT")
+    unused = [key for key in info["unexpected_keys"] if re.match(r"classifier\b", key)]
+    if head == "classifier" and not WEIGHTS_ONLY:  # transformers 2.1 names no key outside "bert."
+        unused = "BertForSequenceClassification" in (getattr(config, "architectures", 0) or [])
+    if unused:
+        warn(f"model {name!r} holds a trained classifier, which is not taken; load_classifier or "
+             f"--load takes one that save_classifier or --save wrote")
     check_tokenizer(tokenizer, config, name)
     fill_new(bert, new, seed)
     if head == "classifier":
@@ -983,11 +1084,12 @@ def check_tokenizer(tokenizer, config, name):
         "sequence-length-is-longer-than-the-specified-maximum"] = True
 
 
-def save_bert(folder, model, tokenizer, note, history=None):
+def save_bert(folder, model, tokenizer, note, history=None, replace=False, **entries):
     """Write a folder that `load_bert` reads on both stacks; it appears whole or not at all.
 
     note: a dict for note.json, which also gets the SHA-256 of the weights, and a checksum of all
-    that makes the model. history: for history.json and .csv.
+    that makes the model. history: for history.json and .csv. replace: take the place of a folder
+    that is there; else that one stays. entries: of config.json, beside the model's own.
     """
     state = {key: value.cpu() for key, value in model.state_dict().items()}
     config = {key: value for key, value in model.config.to_dict().items()
@@ -998,7 +1100,10 @@ def save_bert(folder, model, tokenizer, note, history=None):
         clear_asides(folder)
         aside = tempfile.mkdtemp(dir=parent, prefix=name, suffix=".tmp")
         try:
-            save_json(os.path.join(aside, "config.json"), dict(config, model_type="bert"))
+            config.update(model_type="bert", **entries)
+            save_json(os.path.join(aside, "config.json"), config)
+            save_json(os.path.join(aside, "tokenizer_config.json"), tokenizer_entries(
+                tokenizer, model.config.max_position_embeddings))
             with written_whole(os.path.join(aside, "vocab.txt")) as file:
                 file.writelines(word + "\n" for word in tokenizer.convert_ids_to_tokens(
                     list(range(len(tokenizer)))))
@@ -1009,19 +1114,50 @@ def save_bert(folder, model, tokenizer, note, history=None):
             note = dict(note, sha256=file_digest(os.path.join(aside, "pytorch_model.bin")))
             save_json(os.path.join(aside, "note.json"), dict(note, checksum=seal(aside, note)))
             os.chmod(aside, 0o755)
-            try:
-                os.rename(aside, folder)
-            except OSError:
-                if not os.path.isdir(folder):  # else another process was first, with the same
-                    raise
+            (replace_folder if replace else rename_if_first)(aside, folder)
         finally:
             shutil.rmtree(aside, ignore_errors=True)
+
+
+def rename_if_first(aside, folder):
+    """Rename a folder, unless another process was first, with the same."""
+    try:
+        os.rename(aside, folder)
+    except OSError:
+        if not os.path.isdir(folder):
+            raise
+
+
+def replace_folder(aside, folder):
+    """Rename a folder to take the place of another, which is removed, or back after an error."""
+    older = aside[:-len(".tmp")] + ".older"
+    with contextlib.suppress(FileNotFoundError):
+        os.rename(folder, older)
+    try:
+        os.rename(aside, folder)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.rename(older, folder)
+        raise
+    shutil.rmtree(older, ignore_errors=True)
+
+
+def tokenizer_entries(tokenizer, limit):
+    """Return what tokenizer_config.json holds, for load_bert and for transformers' own loaders."""
+    basic = getattr(tokenizer, "basic_tokenizer", None)  # transformers 2.1
+    normalizer = getattr(getattr(tokenizer, "backend_tokenizer", None), "normalizer", None)
+    return {"do_lower_case": True, "tokenizer_class": "BertTokenizer",
+            "model_max_length": limit,
+            "strip_accents": getattr(normalizer, "strip_accents", None),
+            "tokenize_chinese_chars": bool(getattr(
+                normalizer, "handle_chinese_chars",
+                getattr(basic, "tokenize_chinese_chars", True)))}
 
 
 def seal(folder, note):
     """Return the checksum of a note and of the files that make its folder a model."""
     return digest(note, *(file_digest(os.path.join(folder, name)) for name in (
-        "config.json", "vocab.txt", "pytorch_model.bin")))
+        "config.json", "vocab.txt", "tokenizer_config.json", "pytorch_model.bin")))
 
 
 def weights_digest(model):
@@ -1427,7 +1563,7 @@ def open_writer(log_dir):
     try:
         if log_dir:
             from torch.utils.tensorboard import SummaryWriter
-            return SummaryWriter(log_dir)
+            return SummaryWriter(os.path.expanduser(log_dir))
     except Exception as error:
         warn(f"no TensorBoard log ({one_line(error)}): it needs tensorboard >= 1.14, which the "
              f"pinned 1.9 is not")
@@ -1450,9 +1586,19 @@ def save_history(stem, history):
 
 # ---- classifier: train, predict, classify ------------------------------------------------------
 
+def check_many(values, what="texts"):
+    """Return values as a list; refuse one string, and a mapping or table: they give keys."""
+    if isinstance(values, (str, bytes)):
+        raise InputError(f"{what}: one string, {values[:20]!r}; give a list of strings")
+    if isinstance(values, collections.abc.Mapping) or hasattr(values, "columns") or not hasattr(
+            values, "__iter__"):
+        raise InputError(f"{what}: of type {type(values).__name__}; give a list of strings")
+    return list(values)
+
+
 def check_texts(texts, labels=None):
     """Return (texts, label ids) as lists; refuse what cannot be trained on or classified."""
-    texts, labels = list(texts), None if labels is None else list(labels)
+    texts, labels = check_many(texts), None if labels is None else check_many(labels, "labels")
     for i, text in enumerate(texts):
         if not isinstance(text, str):
             raise InputError(f"text {i} is of type {type(text).__name__}; texts are strings")
@@ -1495,6 +1641,8 @@ def train(texts, labels, pretrain_params=None, dev=None, n_eval=500, log_dir="",
         config = dataclasses.replace(config, model=pretrained_folder(pretrain_params))
         say(f"training starts from {describe(pretrain_params)}")
     texts, label_ids = check_texts(texts, labels)
+    if dev and (isinstance(dev, str) or len(dev) != 2):
+        raise InputError("dev must be (texts, labels): of a Part, part[1:]")
     if len(set(label_ids)) < 2:
         raise InputError("the training reviews do not carry both labels, neg and pos")
     curves = {"train": (texts, label_ids), "dev": check_texts(*dev)} if dev else {}
@@ -1598,21 +1746,99 @@ def measure(model, pieces, label_ids, tokenizer, config):
             "accuracy": float((logits.argmax(1) == targets).float().mean())}
 
 
+LABELS = sorted(LABEL_IDS, key=LABEL_IDS.get)  # in the order of the model's outputs
+
+
 def classify(texts, params, **overrides):
-    """Return the label of each text, in order; params is what `train` returned."""
+    """Return the label of each text, in order; params: of `train` or `load_classifier`."""
+    logits = classifier_logits(texts, params, **overrides)
+    return [LABELS[i] for i in logits.argmax(1).tolist()] if len(logits) else []
+
+
+def probabilities(texts, params, **overrides):
+    """Return each label's probability, float32 (n, 2): columns as in LABEL_IDS, rows sum to 1."""
+    return classifier_logits(texts, params, **overrides).softmax(1)
+
+
+def classifier_logits(texts, params, **overrides):
+    """Return the logits of texts, float32 (n, 2) on the CPU, as params' own settings cut them."""
+    check_params(params)
     config = make_config(vars(params["config"]), **overrides)
     texts, _ = check_texts(texts)
     if not texts:
-        return []
+        return torch.zeros(0, len(LABELS))
     model = params["model"].to(pick_device(config.device))
-    logits = predict_logits(model, prepare(texts, params["tokenizer"], config),
-                            params["tokenizer"], config, "classifying")
-    names = {i: label for label, i in LABEL_IDS.items()}
-    return [names[i] for i in logits.argmax(1).tolist()]
+    return predict_logits(model, prepare(texts, params["tokenizer"], config),
+                          params["tokenizer"], config, "classifying")
+
+
+def check_params(params):
+    """Refuse what neither `train` nor `load_classifier` returned."""
+    if not isinstance(params, dict) or not {"model", "tokenizer", "config"} <= set(params):
+        raise InputError(f"params is of type {type(params).__name__} without model, tokenizer and "
+                         f"config; give what train or load_classifier returned")
+
+
+def check_place(folder):
+    """Return the real path of a place for a classifier; refuse where anything else lies."""
+    place = os.path.realpath(os.path.expanduser(folder))
+    if os.path.lexists(place) and "labels" not in (sealed_note(place) or {}) and not (
+            os.path.isdir(place) and not os.listdir(place)):
+        raise InputError(f"{folder}: is there already, and is no sound classifier that "
+                         f"save_classifier wrote; name another folder, or remove it")
+    parent = os.path.dirname(place)
+    if not folder or not os.path.isdir(parent) or not os.access(parent, os.W_OK):
+        raise InputError(f"{folder}: not a place in a folder that can be written; name another")
+    return place
+
+
+def save_classifier(folder, params):
+    """Write a trained classifier as a folder; it appears whole, in the place of an older one.
+
+    `load_classifier` reads it, and so do transformers' own BertForSequenceClassification and
+    BertTokenizer, on either stack, whichever wrote it.
+    """
+    check_params(params)
+    place = check_place(folder)
+    for parameter in params["model"].parameters():
+        finite(parameter)
+    config = params["config"]
+    note = {"labels": LABELS, "model": config.model, "config": settings(config),
+            "versions": VERSIONS, "pretrained": params.get("pretrained")}
+    save_bert(place, params["model"], params["tokenizer"], note,
+              params.get("history"), replace=True, num_labels=len(LABELS), label2id=LABEL_IDS,
+              id2label=dict(enumerate(LABELS)), architectures=["BertForSequenceClassification"])
+
+
+def load_classifier(folder):
+    """Return what `train` returned, from a folder of `save_classifier`; InputError if damaged."""
+    place = find_path(folder)
+    if not folder or not os.path.isdir(place):
+        raise InputError(f"{folder}: no such folder; give one that save_classifier, or --save, "
+                         f"wrote")
+    note = sealed_note(place)
+    if note is None and os.path.exists(os.path.join(place, "note.json")):
+        raise InputError(f"{folder}: a file of it is damaged or missing (the checksum differs); "
+                         f"save the classifier again")
+    if "labels" not in (note or {}):
+        raise InputError(f"{folder}: not written by save_classifier or --save; a BERT to train is "
+                         f"given as model= or --model")
+    if note["labels"] != LABELS:
+        raise InputError(f"{folder}: its labels are {', '.join(note['labels'])}, not "
+                         f"{', '.join(LABELS)}")
+    config = make_config(**dict(note["config"], model=place))
+    model, tokenizer = load_bert(place, "trained", config.dropout, config.attention_dropout)
+    history = []
+    with contextlib.suppress(FileNotFoundError), open(
+            os.path.join(place, "history.json"), encoding="utf-8") as file:
+        history = json.load(file)
+    return {"model": model, "tokenizer": tokenizer, "config": config, "history": history,
+            "pretrained": note["pretrained"], "run": ""}
 
 
 def accuracy(labels, predicted):
     """Return the share of labels that equal the predicted ones, compared as strings."""
+    labels, predicted = check_many(labels, "labels"), check_many(predicted, "predicted")
     if len(labels) != len(predicted) or not len(labels):
         raise InputError(f"{len(predicted)} predictions for {len(labels)} labels")
     return sum(str(a) == str(b) for a, b in zip(labels, predicted)) / len(labels)
@@ -1627,8 +1853,8 @@ MASKED_SHARE = 0.15  # of the pieces; 80/10/10 as in Devlin et al. 2019, 3.1
 def flat_texts(texts):
     """Return the distinct non-blank texts of an iterable of texts, or of iterables of texts."""
     flat = itertools.chain.from_iterable(
-        [item] if isinstance(item, str) or not hasattr(item, "__iter__") else item
-        for item in texts)
+        [item] if isinstance(item, str) or not hasattr(item, "__iter__") else check_many(item)
+        for item in check_many(texts))
     return [text for text in dict.fromkeys(check_texts(flat)[0]) if text.strip()]
 
 
@@ -1706,7 +1932,7 @@ def pretrain(texts, parts=(), log_dir="", **overrides):
     content; an unfinished one goes on.
     """
     config = make_config(MLM_DEFAULTS, **overrides)
-    texts = flat_texts(texts)
+    texts, parts = flat_texts(texts), check_many(parts, "parts")
     if len(texts) < 2:
         raise InputError(f"{len(texts)} different non-blank texts; pretrain needs 2 or more")
     with torch.random.fork_rng():
@@ -1719,7 +1945,7 @@ def pretrain(texts, parts=(), log_dir="", **overrides):
             note = read_note(folder)
         else:
             say("pretraining of the same texts and settings found: not repeated")
-    return dict(note, path=folder, parts=list(parts))
+    return dict(note, path=folder, parts=parts)
 
 
 def run_mlm(model, tokenizer, texts, config, folder, log_dir=""):
@@ -1750,7 +1976,7 @@ def run_mlm(model, tokenizer, texts, config, folder, log_dir=""):
             "model": config.model, "n_texts": len(texts), "n_held_out": len(held), "curve": curve,
             "n_windows": len(windows), "config": settings(config), "versions": VERSIONS,
             "loss_before": curve[0]["held_out_loss"], "loss_after": curve[-1]["held_out_loss"],
-            "minutes": history[-1]["seconds"] / 60}, history)
+            "minutes": history[-1]["seconds"] / 60}, history, architectures=["BertForPreTraining"])
         forget(folder + ".checkpoint")
     wait_for_all()
 
@@ -1759,12 +1985,16 @@ def read_note(folder):
     """Return the note of a finished pretraining, or None; a damaged one is set aside."""
     if not os.path.isdir(folder):
         return None
+    return sealed_note(folder) or set_aside(folder)
+
+
+def sealed_note(folder):
+    """Return the note of a folder that `save_bert` wrote; None where there is no sound one."""
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
         with open(os.path.join(folder, "note.json"), encoding="utf-8") as file:
             note = json.load(file)
         if note.pop("checksum") == seal(folder, note):
             return note
-    return set_aside(folder)
 
 
 def pretrained_folder(pretrain_params):
@@ -1802,7 +2032,8 @@ def perplexity(loss):
 
 def majority_accuracy(train_labels, labels):
     """Return the accuracy of always saying the commonest training label."""
-    return accuracy(labels, [Counter(train_labels).most_common(1)[0][0]] * len(labels))
+    commonest = Counter(check_many(train_labels, "labels")).most_common(1)[0][0]
+    return accuracy(labels, [commonest] * len(labels))
 
 
 def naive_bayes(texts, labels, unseen):
@@ -1814,6 +2045,7 @@ def naive_bayes(texts, labels, unseen):
     def words(text):
         return list(dict.fromkeys(re.findall(r"\w+", text.lower())))  # once, in order
 
+    texts, labels, unseen = map(check_many, (texts, labels, unseen), ("texts", "labels", "unseen"))
     counts, priors = {label: Counter() for label in sorted(set(labels))}, Counter(labels)
     for text, label in zip(texts, labels):
         counts[label].update(words(text))

@@ -4,6 +4,7 @@ A notebook declares its parameters in a cell tagged `parameters`: NAME = literal
 profile, profiles/NAME.yml, is one flat mapping of such names to values.
 """
 import ast
+import os
 from pathlib import Path
 
 import nbformat
@@ -50,7 +51,9 @@ def in_bounds(key, value):
 
 def read_profile(name, declared):
     """Read profiles/NAME.yml or a path; refuse what is no parameter of any notebook."""
-    path = Path(name) if name.endswith((".yml", ".yaml")) else PROFILES / (name + ".yml")
+    path = PROFILES / (name + ".yml")
+    if name.endswith((".yml", ".yaml")):
+        path = Path(os.path.expanduser(name))
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
     except OSError:
@@ -73,6 +76,6 @@ def read_profile(name, declared):
         if not in_bounds(key, value):
             raise Refused(f"{where} out of bounds; numbers are finite and more than 0 (seq_len: "
                           f"3 to 512; 0 only for {', '.join(MAY_BE_0)}), lists not empty")
-        if key == "data_dir" and not (ROOT / value).is_dir():
+        if key == "data_dir" and not (ROOT / os.path.expanduser(value)).is_dir():
             raise Refused(f"{where} no folder; `make data` fetches data/FILIMDB")
     return path.stem, values

@@ -146,7 +146,7 @@ def build(args):
     chosen = choose(args.only, list(paths))
     declared = {n: read_parameters(path) for n, path in paths.items()}
     profile, values = read_profile(args.profile, declared)
-    out = Path(args.out or ROOT / "build" / profile).resolve()
+    out = Path(os.path.expanduser(args.out or str(ROOT / "build" / profile))).resolve()
     try:
         for folder in "notebooks", "logs", "cache":
             (out / folder).mkdir(parents=True, exist_ok=True)

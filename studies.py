@@ -29,7 +29,15 @@ from helpers import RESULTS_VERSION, VERSIONS, Diverged, InputError, locked
 
 def from_root(path):
     """Return a path as seen from the repository's root, wherever the kernel was started."""
-    return os.path.join(helpers.HERE, path)  # an absolute path stays what it is
+    return os.path.join(helpers.HERE, os.path.expanduser(path))  # an absolute path stays
+
+
+def check_lists(**values):
+    """Refuse a notebook's parameter that must be a list and is none: `papermill -p` gives text."""
+    for name, value in values.items():
+        if not isinstance(value, list):
+            raise InputError(f"{name}={value!r}: must be a list; papermill reads one with -y "
+                             f"'{name}: [...]' or with -f FILE.yml, not with -p")
 
 
 # ---- trials ------------------------------------------------------------------------------------
@@ -105,7 +113,8 @@ def run_on_cluster(jobs, scheduler):
     try:
         from distributed import Client
     except ImportError:
-        raise InputError("scheduler: the package distributed is not installed here") from None
+        raise InputError("scheduler: the package distributed is not installed here; `python -m "
+                         "pip install distributed` brings it") from None
 
     def until_done(job):
         row = run_once(*job)
@@ -949,7 +958,8 @@ def truncation_table(texts, seq_len, tokenizer):
 
 def short_example(part, tokenizer, least=8):
     """Return (text, label) of a part's shortest review of `least` pieces with a word in parts."""
-    pairs = sorted(zip(part.texts, part.labels), key=lambda pair: len(pair[0]))
+    labels = part.labels or [None] * len(part.texts)
+    pairs = sorted(zip(part.texts, labels), key=lambda pair: len(pair[0]))
     for text, label in pairs:
         pieces = tokenizer.tokenize(text)
         if len(pieces) >= least and any(piece.startswith("##") for piece in pieces):

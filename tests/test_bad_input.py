@@ -56,9 +56,12 @@ def rows(*table):
 # ---- the data ----------------------------------------------------------------------------------
 
 DATA = rows(
-    ("a part is missing", remove("data/dev.texts"), ["dev.texts: no such file", "make data"]),
+    ("labels without texts", remove("data/dev.texts"), ["dev.texts: no such file", "make data"]),
     ("no training texts", remove("data/train.texts"), ["train.texts: no such file"]),
-    ("the last part is missing", remove("data/test-b.texts"), ["test-b.texts: no such file"]),
+    ("no train", lambda place: [remove("data/train." + end)(place) for end in ("texts", "labels")],
+     ["data/train.texts: no such file", "needed here", "make data"]),
+    ("no part at all", lambda place: [path.unlink() for path in place.glob("data/*.*s")],
+     ["data: holds none of train, dev", "make data"]),
     ("no training labels", remove("data/train.labels"), ["train.labels: missing", "neg or pos"]),
     ("a label too few", write("data/train.labels", "pos\n" * 47),
      ["train.labels: 47 labels for the 48 texts", "as many"]),
@@ -190,7 +193,23 @@ LINES = [Row(name, make, argv, words) for name, make, argv, words in [
     ("an output without name", None, ["--out", ""], ["--out :", "name another"]),
     ("a pipe", lambda place: os.mkfifo(str(place / "pipe")), ["--out", "PLACE/pipe"],
      ["--out PLACE/pipe", "name another"])]]
-TABLE = {row.name: row for row in DATA + MODELS + SETTINGS + LINES}
+
+
+def taken(name):
+    """Put something that is no classifier of ours at a name."""
+    return lambda place: [(place / name).mkdir(), (place / name / "thesis.txt").write_text("years")]
+
+
+SAVING = [Row(name, make, argv, words) for name, make, argv, words in [
+    ("--save over a folder", taken("out/c"), ["--save", "PLACE/out/c"],
+     ["PLACE/out/c: is there already", "name another"]),
+    ("--save over a model", None, ["--save", "PLACE/bert"], ["PLACE/bert: is there already"]),
+    ("--save over a file", write("out/c", "x"), ["--save", "PLACE/out/c"], ["is there already"]),
+    ("--save in no folder", None, ["--save", "PLACE/none/c"], ["PLACE/none/c: not a place"]),
+    ("--save without name", None, ["--save", ""], [": not a place"]),
+    ("--load and what trains", None, ["--load", "PLACE/bert"],
+     ["--load trains nothing", "--model", "--set batch_size", "--set pretrain.lr"])]]
+TABLE = {row.name: row for row in DATA + MODELS + SETTINGS + LINES + SAVING}
 
 # ---- the table, on evaluate.py -----------------------------------------------------------------
 
@@ -472,7 +491,13 @@ ACCEPTED = {  # name: make, argv, the warnings; None: of repeats, which odd revi
     "odd reviews": (odd_everywhere, [], None), "huge reviews": (huge, ["--no-pretrain"], None),
     "CR at line ends": (with_carriage_returns, ["--no-pretrain"], []),
     "byte-order marks": (with_marks, ["--no-pretrain"], [MARK % "texts", MARK % "labels"]),
-    "five labels": (with_five_labels, ["--no-pretrain"], []),
+    "five labels": (with_five_labels, ["--no-pretrain"], [
+        "Warning: model 'PLACE/bert' holds a trained classifier, which is not taken; "
+        "load_classifier or --load takes one that save_classifier or --save wrote"]),
+    "no short parts": (lambda place: [path.unlink() for path in place.glob("data/*-b.*")],
+                       ["--no-pretrain"], []),
+    "train alone": (lambda place: [path.unlink() for path in place.glob("data/*.*s")
+                                   if not path.name.startswith("train.")], [], []),
     "all words": (None, ["--no-pretrain", "--set", "words=0"], []),
     "repeats and leaks": (repeated, ["--no-pretrain"], [
         "Warning: train: 3 of 48 reviews repeat an earlier one",
@@ -488,7 +513,8 @@ def test_what_is_accepted_gets_a_prediction_for_every_review(name, place, capsys
     warned = re.findall("(?m)^Warning: (?!.*learned nothing).*$", said.out)
     assert words is None or warned == [word.replace("PLACE", str(place)) for word in words]
     lines = (place / "out" / "preds.tsv").read_text(encoding="utf-8").split("\n")[:-1]
-    keys = [f"{part}/{i}" for part in helpers.PARTS for i in range(SIZES[part])]
+    parts = [part for part in helpers.PARTS if (place / "data" / (part + ".texts")).exists()]
+    keys = [f"{part}/{i}" for part in parts for i in range(SIZES[part])]
     assert [line.split("\t")[0] for line in lines] == keys
     assert {line.split("\t")[1] for line in lines} <= {"neg", "pos"}
 
