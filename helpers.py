@@ -1687,7 +1687,7 @@ def train(texts, labels, pretrain_params=None, dev=None, n_eval=500, log_dir="",
     pretrain_params: what `pretrain` returned: BERT starts from there. dev: (texts, labels) held
     out; n_eval of them, and of the training reviews, give the learning curve. log_dir: of
     TensorBoard. save_as: stem of the history's .json and .csv. overrides: fields of Config.
-    An unfinished run of the same texts, labels, weights and settings is resumed; a finished one is
+    An unfinished run of the same texts, labels, model and settings is resumed; a finished one is
     never reused, unless hold=True leaves it to the same call until forget(params["run"]).
     """
     config = make_config(**overrides)
@@ -1900,7 +1900,7 @@ def pretrain(texts, parts=(), log_dir="", **overrides):
 
     texts: an iterable of str or of iterables of str; blank and repeated ones are left out. parts:
     names of the parts they come from, for the record. overrides: fields of Config; some default to
-    MLM_DEFAULTS. A finished pretraining of the same texts, weights and settings is found again by
+    MLM_DEFAULTS. A finished pretraining of the same texts, model and settings is found again by
     content; an unfinished one goes on.
     """
     config = make_config(MLM_DEFAULTS, **overrides)
