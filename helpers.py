@@ -64,6 +64,10 @@ GRADING_MINUTES = 30  # what the grading server allows for pretrain, for train, 
 class InputError(ValueError):
     """Something the user gave cannot be used; the message is one line with the remedy."""
 
+    def __init__(self, message):
+        """Take the message, less what a terminal would obey."""
+        super().__init__(printable(message))
+
 
 class Diverged(ArithmeticError):
     """The loss or the gradient became NaN or infinite."""
@@ -71,7 +75,12 @@ class Diverged(ArithmeticError):
 
 def warn(message):
     """Print a warning, one line."""
-    say(f"Warning: {message}")
+    say(f"Warning: {printable(message)}")
+
+
+def printable(text):
+    """Return a text with a blank for each terminal escape and each other control character."""
+    return re.sub(r"\x1b\[[0-?]*[ -/]*[@-~]|[\x00-\x1f\x7f-\x9f]", " ", text)
 
 
 # ---- hyperparameters ---------------------------------------------------------------------------
@@ -153,9 +162,27 @@ def make_config(defaults=None, **overrides):
 
 
 def settings(config):
-    """Return a config as a dict, less what names a place, or leaves a choice to that place."""
-    return {key: value for key, value in sorted(vars(config).items())
-            if key not in ("model", "device") and (key, value) != ("precision", "auto")}
+    """Return a config as a dict, less model and device; precision: what is used, if not fp32."""
+    kind = (config.device or ("cuda" if torch.cuda.is_available() else "cpu")).split(":")[0]
+    used = dict(vars(config), precision=used_precision(config.precision, kind))
+    return {key: value for key, value in sorted(used.items())
+            if key not in ("model", "device") and (key, value) != ("precision", "fp32")}
+
+
+NAMED = ("seq_len", "keep", "words", "batch_size", "accumulation", "epochs", "lr", "optimizer",
+         "weight_decay", "warmup", "decay", "clip_norm", "dropout", "attention_dropout",
+         "whole_word", "max_minutes", "seed", "data_seed", "precision")
+
+
+def named_settings(config):
+    """Return the settings that enter the names of trials, runs and pretrainings.
+
+    Those of NAMED always; of a hyperparameter that is newer only what is not its default, so that
+    adding one renames nothing. Whoever changes such a default raises RESULTS_VERSION.
+    """
+    default = settings(Config())
+    return {key: value for key, value in settings(config).items()
+            if key in NAMED or value != default[key]}
 
 
 # ---- files, checksums and seeds ----------------------------------------------------------------
@@ -364,15 +391,21 @@ VERSIONS = {"python": "%d.%d.%d" % sys.version_info[:3], "torch": torch.__versio
             "transformers": transformers.__version__}
 
 
-def autocast(device, precision):
-    """Return a context that computes in a Config's precision.
+def used_precision(precision, kind):
+    """Return what a Config's precision is on a kind of device (cuda, cpu): fp32 or bf16.
 
     auto is fp32 on a CPU: every CPU then gives nearly the same, and bf16 pays on those alone that
     multiply in it (AVX512-BF16, AMX).
     """
-    if precision == "auto" and device.type == "cuda" and hasattr(torch, "autocast"):
-        precision = "bf16" if torch.cuda.is_bf16_supported() else "fp32"
-    if precision == "bf16":
+    if precision != "auto":
+        return precision
+    gpu = kind == "cuda" and hasattr(torch, "autocast") and torch.cuda.is_available()
+    return "bf16" if gpu and torch.cuda.is_bf16_supported() else "fp32"
+
+
+def autocast(device, precision):
+    """Return a context that computes in a Config's precision."""
+    if used_precision(precision, device.type) == "bf16":
         return torch.autocast(device.type, dtype=torch.bfloat16)
     return contextlib.nullcontext()
 
@@ -705,9 +738,7 @@ class Pieces:
 def tokenize_all(texts, tokenizer):
     """Return the Pieces of the texts; done once, then found in the cache by content."""
     texts = check_many(texts)
-    words = tokenizer.convert_ids_to_tokens(list(range(len(tokenizer))))
-    kind = words, tokenizer.tokenize("A\u00e9 B")  # cased or not
-    key = digest_of(itertools.chain(kind, map(utf8, texts)))
+    key = digest_of(itertools.chain([tokenizer_digest(tokenizer)], map(utf8, texts)))
     path = os.path.join(cache_dir("pieces"), key[:32] + ".npy")
     if processes()[0]:
         wait_for_all()  # the first process tokenizes, the others find its table
@@ -719,6 +750,20 @@ def tokenize_all(texts, tokenizer):
     if not processes()[0]:
         wait_for_all()
     return Pieces(table)
+
+
+def tokenizer_digest(tokenizer):
+    """Return the hex SHA-256 of all that decides how a tokenizer splits texts and frames them."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is not None:
+        how = json.loads(backend.to_str())
+        del how["truncation"], how["padding"]  # calls leave them behind; tokenize clears them
+    else:
+        basic = getattr(tokenizer, "basic_tokenizer", None)
+        how = basic and vars(basic), getattr(tokenizer, "added_tokens_encoder", None)
+    return digest(tokenizer.convert_ids_to_tokens(list(range(len(tokenizer)))), how,
+                  [getattr(tokenizer, key + "_id") for key in SPECIAL],
+                  tokenizer.tokenize("A\u00e9 B\u96fb\u5f71, a.b [MASK]don't"))
 
 
 def whole_characters(text):
@@ -972,9 +1017,17 @@ def use_own_dropout(model):
 
 # ---- model -------------------------------------------------------------------------------------
 
+PUZZLES = {  # what a library says (a regular expression): what it means here
+    "(?i)weights.only": "the file is damaged, or holds more than tensors",  # not its advice, ever
+    "ignore_mismatched_sizes": "its tensors have other shapes than config.json says"}
+
+
 def one_line(error):
-    """Return an exception as one short line."""
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+    """Return an exception as one short line that a terminal shows as it is."""
+    text = printable(str(error))
+    for sign, meaning in PUZZLES.items():
+        text = meaning if re.search(sign, text) else text
+    return f"{type(error).__name__}: {' '.join(text.split())[:200]}"
 
 
 def pick_device(device=""):
@@ -1006,11 +1059,18 @@ def load_bert(model=None, head="classifier", dropout=0.1, attention_dropout=0.1,
     """
     name = model or default_model()
     folder = find_path(name)
-    if not os.path.isdir(folder) and (name.startswith((".", "/", "~")) or name.count("/") > 1):
+    if os.path.isdir(folder):
+        check_folder(folder, name)
+    elif name.startswith((".", "/", "~")) or name.count("/") > 1:
         raise InputError(f"model {name!r}: no such folder; give one that holds config.json, "
                          f"vocab.txt and pytorch_model.bin")
     with quiet_transformers():
-        config = attempt("config.json", name, BertConfig.from_pretrained, folder)
+        entries = attempt("config.json", name, config_entries, folder)
+        check_entries(entries, BERT_SETTINGS["only"], f"model {name!r}: its config.json")
+        check_activation(entries, name)
+        config = attempt("config.json", name, BertConfig.from_dict, {
+            key: value for key, value in entries.items()
+            if key not in BERT_SETTINGS["left out"] and key not in BERT_SETTINGS["only"]})
         config.hidden_dropout_prob, config.num_labels = dropout, num_labels
         config.attention_probs_dropout_prob = attention_dropout
         loader = HEADS[head]
@@ -1018,14 +1078,7 @@ def load_bert(model=None, head="classifier", dropout=0.1, attention_dropout=0.1,
                              output_loading_info=True)
         tokenizer = attempt("vocab.txt", name, BertTokenizer.from_pretrained, folder,
                             do_lower_case=True)
-    named = dict(bert.named_parameters())  # transformers 2.1 puts "bert." before a BertModel's
-    missing = sorted(key if key in named else key.replace("bert.", "", 1)
-                     for key in info["missing_keys"] if "position_ids" not in key)
-    new = [key for key in missing if key.startswith(("cls.", "pooler.", "bert.pooler."))]
-    lacking = [key for key in missing if key not in new]
-    if lacking:
-        raise InputError(f"model {name!r}: its weights lack {len(lacking)} tensors of a BERT "
-                         f"({lacking[0]}, ...); give a whole BERT")
+    new = new_layers(bert, info, folder, name)
     unused = [key for key in info["unexpected_keys"] if re.match(r"classifier\b", key)]
     if head == "classifier" and not WEIGHTS_ONLY:  # transformers 2.1 names no key outside "bert."
         unused = "BertForSequenceClassification" in (getattr(config, "architectures", 0) or [])
@@ -1033,6 +1086,8 @@ def load_bert(model=None, head="classifier", dropout=0.1, attention_dropout=0.1,
         warn(f"model {name!r} holds a trained classifier, which is not taken; load_classifier or "
              f"--load takes one that save_classifier or --save wrote")
     check_tokenizer(tokenizer, config, name)
+    check_vocabularies(tokenizer, folder, name)
+    fit_embeddings(bert, config, tokenizer)
     fill_new(bert, new, seed)
     if head == "classifier":
         bert, encoder = BertForSequenceClassification(config), bert
@@ -1042,17 +1097,201 @@ def load_bert(model=None, head="classifier", dropout=0.1, attention_dropout=0.1,
     return bert.float().eval(), tokenizer
 
 
+# What changes what BERT computes, in config.json: followed (and part of `model_digest`); set by
+# load_bert's arguments; left out, so that the library's default holds; or no other than that.
+BERT_SETTINGS = {
+    "followed": ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads",
+                 "intermediate_size", "hidden_act", "max_position_embeddings", "type_vocab_size",
+                 "layer_norm_eps"),
+    "arguments": ("hidden_dropout_prob", "attention_probs_dropout_prob", "num_labels"),
+    "left out": ("classifier_dropout",  # so that `dropout` is meant
+                 "chunk_size_feed_forward", "gradient_checkpointing", "use_cache",  # memory only
+                 "attn_implementation", "_attn_implementation", "dtype", "torch_dtype",
+                 "output_attentions", "output_hidden_states", "return_dict", "torchscript",
+                 "pad_token_id", "problem_type", "initializer_range"),
+    "only": {"model_type": "bert", "is_decoder": False, "add_cross_attention": False,
+             "is_encoder_decoder": False, "position_embedding_type": "absolute",
+             "tie_word_embeddings": True, "pruned_heads": {}, "use_bfloat16": False,
+             "quantization_config": None, "per_layer_config": None}}
+SPECIAL = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]",
+           "mask_token": "[MASK]"}
+SAFETENSORS = hasattr(getattr(transformers, "utils", None), "SAFE_WEIGHTS_NAME")  # not in 2.1
+FOREIGN_WEIGHTS = {  # how a file's name ends: whose weights it holds
+    ".h5": "TensorFlow's", ".ckpt.index": "TensorFlow's", ".ckpt.meta": "TensorFlow's",
+    ".msgpack": "Flax's", ".onnx": "ONNX's", "adapter_config.json": "an adapter's"}
+NOT_THE_FILE = {  # how a file begins: what it is, and the remedy
+    b"version https://git-lfs": "is a Git LFS pointer, not the file itself; run `git lfs pull` "
+                                "where it was cloned, or download the file",
+    b"\xef\xbb\xbf": "begins with a byte-order mark; save it as UTF-8 without one",
+    b"<!doctype html": "is a web page; download the file itself",
+    b"<html": "is a web page; download the file itself"}
+
+
+def check_folder(folder, name):
+    """Refuse a folder that cannot be a model's, and say what it is and what to give instead."""
+    names = sorted(os.listdir(folder))
+    if not names:
+        raise InputError(f"model {name!r}: {os.path.abspath(folder)} is an empty folder; fill it, "
+                         f"or remove it to have the hub's model of that name")
+    if "snapshots" in names:
+        inside = sorted(glob.glob(os.path.join(glob.escape(folder), "snapshots", "*")))
+        raise InputError(f"model {name!r}: a folder of the hub's cache; give the one in it that "
+                         f"holds config.json: {inside[-1] if inside else 'none is there'}")
+    for one in names:
+        if one.startswith(("config.json", "vocab.txt", "tokenizer", "pytorch_model", "model.")):
+            with contextlib.suppress(OSError), open(os.path.join(folder, one), "rb") as file:
+                head = file.read(200).lstrip().lower()
+                for sign, what in NOT_THE_FILE.items():
+                    if head.startswith(sign):
+                        raise InputError(f"model {name!r}: its {one} {what}")
+    if not any(one.startswith(("pytorch_model", "model.safetensors")) for one in names):
+        for end, whose in FOREIGN_WEIGHTS.items():
+            for one in names:
+                if one.endswith(end):
+                    raise InputError(f"model {name!r}: holds {whose} weights only ({one}); give "
+                                     f"the same model's PyTorch weights, pytorch_model.bin")
+    elif not SAFETENSORS and not any(one.startswith("pytorch_model") for one in names):
+        raise InputError(f"model {name!r}: holds model.safetensors only, which transformers "
+                         f"{transformers.__version__} cannot read; give pytorch_model.bin")
+
+
+def config_entries(folder):
+    """Return the entries of config.json, a dict, in a local folder or on the hub."""
+    if not os.path.isdir(folder):
+        return BertConfig.from_pretrained(folder).to_dict()
+    with open(os.path.join(folder, "config.json"), encoding="utf-8") as file:
+        entries = json.load(file)
+    if not isinstance(entries, dict):
+        raise TypeError("it holds no table of settings")
+    return entries
+
+
+def check_entries(entries, only, where):
+    """Refuse entries with a value other than the `only` one: it would be dropped, or misled by."""
+    for key, allowed in only.items():
+        value = entries.get(key)
+        if value is not None and value != allowed and (value or allowed):
+            raise InputError(f"{where} says {key}: {json.dumps(value)}; only "
+                             f"{json.dumps(allowed)} is supported: give a BERT made with it")
+
+
+def check_activation(entries, name):
+    """Refuse a hidden_act that this stack does not have."""
+    try:
+        from transformers.activations import ACT2FN
+    except ImportError:
+        from transformers.modeling_bert import ACT2FN
+    value = entries.get("hidden_act", "gelu")
+    if not isinstance(value, str) or value not in ACT2FN:
+        raise InputError(f"model {name!r}: its config.json says hidden_act: {json.dumps(value)}; "
+                         f"transformers {transformers.__version__} has {', '.join(ACT2FN)}")
+
+
 def attempt(what, name, load, *args, **kwargs):
     """Return load(...); turn any failure into one clear error that names the model."""
     try:
         return load(*args, **kwargs)
     except Exception as error:
-        if not WEIGHTS_ONLY:  # PyTorch 1.3 aborts when it frees a tensor that it read by half
-            ctypes.pythonapi.Py_IncRef(ctypes.py_object(error))
-        raise InputError(
-            f"model {name!r}: its {what} could not be loaded, neither from a local folder nor "
-            f"from the hub ({one_line(error)}); give a folder with config.json, vocab.txt and "
-            f"pytorch_model.bin as model=, --model or BERT_MODEL") from None
+        keep_alive(error)
+        folder = find_path(name)
+        place = "" if os.path.isdir(folder) else " from the hub, nor is there such a folder"
+        fault = weights_fault(folder) if what == "weights" else ""
+        raise InputError(f"model {name!r}: its {what} could not be loaded{place}" + (
+            f": {fault}" if fault else
+            f" ({one_line(error)}); give a folder with config.json, vocab.txt and "
+            f"pytorch_model.bin as model=, --model or BERT_MODEL")) from None
+
+
+def keep_alive(error):
+    """Never free an exception: PyTorch 1.3 aborts when it frees a tensor that it read by half."""
+    if not WEIGHTS_ONLY:
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(error))
+
+
+def stored_weights(folder):
+    """Return what lies in a folder's file of weights, or None: {name: tensor} in a sound one.
+
+    Of model.safetensors, which today's stack prefers, the values are descriptions.
+    """
+    path = os.path.join(folder, "model.safetensors")
+    if SAFETENSORS and os.path.isfile(path):
+        with open(path, "rb") as file:
+            return json.loads(file.read(int.from_bytes(file.read(8), "little")).decode())
+    path = os.path.join(folder, "pytorch_model.bin")
+    return torch.load(path, map_location="cpu", **WEIGHTS_ONLY) if os.path.isfile(path) else None
+
+
+def weights_fault(folder, lacking=()):
+    """Return what is wrong with a folder's weights and the remedy, or "" where it is not known.
+
+    lacking: the names of tensors that were looked for in vain.
+    """
+    whole = ("pytorch_model.bin holds a whole pickled model or other objects, not only tensors; "
+             "save the model anew: torch.save(model.state_dict(), 'pytorch_model.bin')")
+    try:
+        stored = stored_weights(folder)
+    except Exception as error:
+        keep_alive(error)
+        return whole if "GLOBAL" in str(error) else ""
+    if isinstance(stored, torch.nn.Module):
+        return whole
+    for key, value in stored.items() if isinstance(stored, dict) else ():
+        if isinstance(value, dict) and any(map(torch.is_tensor, value.values())):
+            return (f"pytorch_model.bin holds them in a dict, under {key!r}; save them alone: "
+                    f"torch.save(torch.load(FILE)[{key!r}], FILE)")
+        match = re.match(r"(.+\.)(bert\.)?embeddings\.word_embeddings\.weight$", key)
+        start = match.group(1).replace("bert.", "") if match else ""
+        if start and lacking and all(
+                {start + one, start + "bert." + one} & set(stored) for one in lacking):
+            return (f"their names begin with {start!r}; save them without it: torch.save("
+                    f"{{key[{len(start)}:]: value for key, value in torch.load(FILE).items()}}, "
+                    f"FILE)")
+    return ""
+
+
+def new_layers(bert, info, folder, name):
+    """Return the names of the parameters that a checkpoint lacks and that are made new.
+
+    InputError where it lacks any other, or holds some of an encoder that have no place.
+    """
+    named = dict(bert.named_parameters())  # transformers 2.1 puts "bert." before a BertModel's
+    missing = {key if key in named else key.replace("bert.", "", 1)
+               for key in info["missing_keys"] if "position_ids" not in key}
+    if not SAFETENSORS and "cls.predictions.bias" in named and os.path.isdir(folder):
+        stored = stored_weights(folder)  # where names have no "bert." 2.1 says nothing of heads
+        missing.update(key for key in named if key.startswith("cls.") and key not in stored)
+    new = sorted(key for key in missing if key.startswith(("cls.", "pooler.", "bert.pooler.")))
+    lacking = sorted(missing - set(new))
+    if lacking:
+        fault = weights_fault(folder, [key.replace("bert.", "", 1) for key in lacking])
+        raise InputError(f"model {name!r}: its weights lack {len(lacking)} tensors of a BERT "
+                         f"({lacking[0]}, ...); {fault or 'give a whole BERT'}")
+    unplaced = sorted(key for key in info["unexpected_keys"] if "position_ids" not in key
+                      and re.match(r"(bert\.)?(embeddings|encoder)\.", key))
+    if unplaced:
+        raise InputError(f"model {name!r}: its weights hold {len(unplaced)} tensors that its "
+                         f"config.json has no place for ({unplaced[0]}, ...); give the "
+                         f"config.json that they were saved with")
+    return new
+
+
+def fit_embeddings(bert, config, tokenizer):
+    """Cut embeddings and the masked-LM head's outputs to the vocabulary; name its padding."""
+    encoder, n = getattr(bert, "bert", bert), len(tokenizer)
+    words = encoder.embeddings.word_embeddings
+    words.padding_idx = tokenizer.pad_token_id
+    if words.num_embeddings == n:
+        return
+    words.weight = torch.nn.Parameter(words.weight.detach()[:n].clone())
+    words.num_embeddings = n
+    if bert is not encoder:
+        head = bert.cls.predictions
+        head.bias = torch.nn.Parameter(head.bias.detach()[:n].clone())
+        head.decoder.weight, head.decoder.out_features = words.weight, n
+        if head.decoder.bias is not None:
+            head.decoder.bias = head.bias
+    for one in (config, bert.config, encoder.config):
+        one.vocab_size = n
 
 
 def fill_new(model, names, seed):
@@ -1067,21 +1306,51 @@ def fill_new(model, names, seed):
 
 def check_tokenizer(tokenizer, config, name):
     """Refuse a vocabulary that does not fit or is cased; give the tokenizer its model's limit."""
-    if len(tokenizer) != config.vocab_size:
+    tokenizer.model_max_length = config.max_position_embeddings
+    tokenizer.max_len = int(1e12)  # transformers 2.1 warns past it, but vectorize_ex cuts itself
+    getattr(tokenizer, "deprecation_warnings", {})[  # and today's, once
+        "sequence-length-is-longer-than-the-specified-maximum"] = True
+    fast = getattr(tokenizer, "backend_tokenizer", None)
+    vocabulary = fast.get_vocab(with_added_tokens=False) if fast else tokenizer.vocab
+    special = [getattr(tokenizer, key) for key in SPECIAL]
+    lacking = [word for word in special if word not in vocabulary]
+    if lacking:
+        raise InputError(f"model {name!r}: its vocabulary lacks {', '.join(lacking)}; is "
+                         f"vocab.txt there, and this model's?")
+    added = [word for word in tokenizer.added_tokens_encoder if word not in special]
+    if added:
+        raise InputError(f"model {name!r}: tokens were added to its tokenizer "
+                         f"({', '.join(added[:3])}), which vocab.txt cannot say; give the model "
+                         f"as it was before that")
+    check_entries(tokenizer.init_kwargs, dict({"do_basic_tokenize": True, "never_split": None}, **(
+        {} if fast else {"strip_accents": True})), f"model {name!r}: its tokenizer_config.json")
+    spare = config.vocab_size - len(tokenizer)
+    if 0 < spare < 128 and config.vocab_size % 8 == 0:
+        warn(f"model {name!r}: its embeddings have {config.vocab_size} rows for "
+             f"{len(tokenizer)} vocabulary entries, as padded to a multiple of 8; the last "
+             f"{spare} are left out")
+    elif spare:
         raise InputError(f"model {name!r}: its vocabulary has {len(tokenizer)} entries, its "
                          f"embeddings {config.vocab_size}; is vocab.txt there, and this model's?")
     ids = list(range(len(tokenizer)))
     words = tokenizer.convert_ids_to_tokens(ids)
     if None in words or tokenizer.convert_tokens_to_ids(words) != ids:
-        raise InputError(f"model {name!r}: its vocabulary of {config.vocab_size} pieces names one "
+        raise InputError(f"model {name!r}: its vocabulary of {len(tokenizer)} pieces names one "
                          f"twice; vocab.txt is damaged")
     cased = sum(word != word.lower() and word[0] != "[" for word in words)
     if tokenizer.tokenize("Good") != tokenizer.tokenize("good") or cased > len(words) // 100:
         raise InputError(f"model {name!r}: its vocabulary is cased; use an uncased BERT")
-    tokenizer.model_max_length = config.max_position_embeddings
-    tokenizer.max_len = int(1e12)  # transformers 2.1 warns past it, but vectorize_ex cuts itself
-    getattr(tokenizer, "deprecation_warnings", {})[  # and today's, once
-        "sequence-length-is-longer-than-the-specified-maximum"] = True
+
+
+def check_vocabularies(tokenizer, folder, name):
+    """Refuse a folder whose tokenizer.json, which today's stack reads, is not its vocab.txt's."""
+    paths = [os.path.join(folder, one) for one in ("tokenizer.json", "vocab.txt")]
+    if all(map(os.path.isfile, paths)):
+        with open(paths[1], encoding="utf-8") as file:
+            words = [line.rstrip("\n") for line in file]
+        if words != tokenizer.convert_ids_to_tokens(list(range(len(tokenizer)))):
+            raise InputError(f"model {name!r}: its tokenizer.json and vocab.txt hold different "
+                             f"vocabularies; remove the wrong one")
 
 
 def save_bert(folder, model, tokenizer, note, history=None, replace=False, **entries):
@@ -1143,21 +1412,24 @@ def replace_folder(aside, folder):
 
 
 def tokenizer_entries(tokenizer, limit):
-    """Return what tokenizer_config.json holds, for load_bert and for transformers' own loaders."""
-    basic = getattr(tokenizer, "basic_tokenizer", None)  # transformers 2.1
-    normalizer = getattr(getattr(tokenizer, "backend_tokenizer", None), "normalizer", None)
-    return {"do_lower_case": True, "tokenizer_class": "BertTokenizer",
-            "model_max_length": limit,
-            "strip_accents": getattr(normalizer, "strip_accents", None),
-            "tokenize_chinese_chars": bool(getattr(
-                normalizer, "handle_chinese_chars",
-                getattr(basic, "tokenize_chinese_chars", True)))}
+    """Return what tokenizer_config.json holds, for load_bert and for transformers' own loaders.
+
+    Beside what those want: the settings that are other than BERT's usual.
+    """
+    usual = dict(SPECIAL, tokenize_chinese_chars=True, strip_accents=None)
+    entries = dict({key: tokenizer.init_kwargs.get(key, usual[key]) for key in usual},
+                   **{key: getattr(tokenizer, key) for key in SPECIAL})
+    return dict({"do_lower_case": True, "tokenizer_class": "BertTokenizer",
+                 "model_max_length": limit},
+                **{key: value for key, value in entries.items() if value != usual[key]})
 
 
 def seal(folder, note):
     """Return the checksum of a note and of the files that make its folder a model."""
-    return digest(note, *(file_digest(os.path.join(folder, name)) for name in (
-        "config.json", "vocab.txt", "tokenizer_config.json", "pytorch_model.bin")))
+    paths = [os.path.join(folder, name) for name in (
+        "config.json", "vocab.txt", "pytorch_model.bin", "tokenizer_config.json")]
+    return digest(note, *(file_digest(path) for path in paths[:3] + [
+        path for path in paths[3:] if os.path.exists(path)]))
 
 
 def weights_digest(model):
@@ -1165,6 +1437,15 @@ def weights_digest(model):
     return digest(*itertools.chain.from_iterable(
         (name, value.cpu().numpy()) for name, value in sorted(model.state_dict().items())
         if not name.endswith("position_ids")))
+
+
+def model_digest(model, tokenizer):
+    """Return the hex SHA-256 of all of a loaded model that decides what comes of it.
+
+    Weights, what it follows of config.json, the tokenizer; not load_bert's own arguments.
+    """
+    return digest(weights_digest(model), tokenizer_digest(tokenizer),
+                  {key: getattr(model.config, key) for key in BERT_SETTINGS["followed"]})
 
 
 # ---- batches -----------------------------------------------------------------------------------
@@ -1620,7 +1901,8 @@ def start(config, head, content):
     """Return (model on its device, tokenizer, key of the run) for `train` and `pretrain`."""
     model, tokenizer = load_bert(config.model, head, config.dropout, config.attention_dropout,
                                  config.seed)
-    known = head, settings(config), weights_digest(model), VERSIONS, RESULTS_VERSION
+    known = (head, named_settings(config), model_digest(model, tokenizer), VERSIONS,
+             RESULTS_VERSION)
     key = digest_of(itertools.chain(known, content))[:32]
     return model.to(pick_device(config.device)), tokenizer, key
 
@@ -1633,7 +1915,7 @@ def train(texts, labels, pretrain_params=None, dev=None, n_eval=500, log_dir="",
     pretrain_params: what `pretrain` returned: BERT starts from there. dev: (texts, labels) held
     out; n_eval of them, and of the training reviews, give the learning curve. log_dir: of
     TensorBoard. save_as: stem of the history's .json and .csv. overrides: fields of Config.
-    An unfinished run of the same texts, labels, weights and settings is resumed; a finished one is
+    An unfinished run of the same texts, labels, model and settings is resumed; a finished one is
     never reused, unless hold=True leaves it to the same call until forget(params["run"]).
     """
     config = make_config(**overrides)
@@ -1782,7 +2064,7 @@ def check_params(params):
 def check_place(folder):
     """Return the real path of a place for a classifier; refuse where anything else lies."""
     place = os.path.realpath(os.path.expanduser(folder))
-    if os.path.lexists(place) and "labels" not in (sealed_note(place) or {}) and not (
+    if os.path.lexists(place) and "labels" not in (sound_note(place) or {}) and not (
             os.path.isdir(place) and not os.listdir(place)):
         raise InputError(f"{folder}: is there already, and is no sound classifier that "
                          f"save_classifier wrote; name another folder, or remove it")
@@ -1816,7 +2098,7 @@ def load_classifier(folder):
     if not folder or not os.path.isdir(place):
         raise InputError(f"{folder}: no such folder; give one that save_classifier, or --save, "
                          f"wrote")
-    note = sealed_note(place)
+    note = sound_note(place)
     if note is None and os.path.exists(os.path.join(place, "note.json")):
         raise InputError(f"{folder}: a file of it is damaged or missing (the checksum differs); "
                          f"save the classifier again")
@@ -1928,7 +2210,7 @@ def pretrain(texts, parts=(), log_dir="", **overrides):
 
     texts: an iterable of str or of iterables of str; blank and repeated ones are left out. parts:
     names of the parts they come from, for the record. overrides: fields of Config; some default to
-    MLM_DEFAULTS. A finished pretraining of the same texts, weights and settings is found again by
+    MLM_DEFAULTS. A finished pretraining of the same texts, model and settings is found again by
     content; an unfinished one goes on.
     """
     config = make_config(MLM_DEFAULTS, **overrides)
@@ -1973,8 +2255,9 @@ def run_mlm(model, tokenizer, texts, config, folder, log_dir=""):
     curve = [row for row in history if "held_out_loss" in row]
     if not processes()[0]:
         save_bert(folder, model, tokenizer, {
-            "model": config.model, "n_texts": len(texts), "n_held_out": len(held), "curve": curve,
-            "n_windows": len(windows), "config": settings(config), "versions": VERSIONS,
+            "key": os.path.basename(folder), "model": config.model, "n_texts": len(texts),
+            "n_held_out": len(held), "curve": curve, "n_windows": len(windows),
+            "config": settings(config), "versions": VERSIONS,
             "loss_before": curve[0]["held_out_loss"], "loss_after": curve[-1]["held_out_loss"],
             "minutes": history[-1]["seconds"] / 60}, history, architectures=["BertForPreTraining"])
         forget(folder + ".checkpoint")
@@ -1983,18 +2266,17 @@ def run_mlm(model, tokenizer, texts, config, folder, log_dir=""):
 
 def read_note(folder):
     """Return the note of a finished pretraining, or None; a damaged one is set aside."""
-    if not os.path.isdir(folder):
-        return None
-    return sealed_note(folder) or set_aside(folder)
+    return sound_note(folder) or (set_aside(folder) if os.path.isdir(folder) else None)
 
 
-def sealed_note(folder):
-    """Return the note of a folder that `save_bert` wrote; None where there is no sound one."""
+def sound_note(folder):
+    """Return the note of a folder that `save_bert` wrote and nobody changed, or None."""
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
         with open(os.path.join(folder, "note.json"), encoding="utf-8") as file:
             note = json.load(file)
         if note.pop("checksum") == seal(folder, note):
             return note
+    return None
 
 
 def pretrained_folder(pretrain_params):

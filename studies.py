@@ -8,6 +8,8 @@ three, on the same reviews where there is one, and "within noise" where it is.
 """
 from __future__ import annotations
 
+import contextlib
+import glob
 import importlib
 import json
 import math
@@ -42,22 +44,48 @@ def check_lists(**values):
 
 # ---- trials ------------------------------------------------------------------------------------
 
-_weights = {}  # model's name -> digest of its weights, in this process
+_origins = {}  # state of a model's files -> its origin, in this process
 
 
-def weights_of(model):
-    """Return the digest of a model's weights; loaded once in a process."""
-    if model not in _weights:
-        bert, _ = helpers.load_bert(model, "mlm")
-        _weights[model] = helpers.weights_digest(bert)
-    return _weights[model]
+def state_of_files(model):
+    """Return what changes with any file of a model, a tuple, or None where its folder is unknown.
+
+    Of a hub's model that is the folder of the revision that the local cache has.
+    """
+    folder = helpers.find_path(model)
+    if not os.path.isdir(folder):
+        folder = ""
+        with contextlib.suppress(ImportError, ValueError):  # transformers 2.1; no hub's name
+            from huggingface_hub import try_to_load_from_cache
+            folder = os.path.dirname(str(try_to_load_from_cache(model, "config.json") or ""))
+    if not os.path.isdir(folder):
+        return None
+    files = ((path, os.stat(path)) for path in sorted(glob.glob(
+        os.path.join(glob.escape(os.path.realpath(folder)), "*"))))
+    return tuple((path, file.st_size, file.st_mtime_ns, file.st_ino) for path, file in files)
+
+
+def origin_of(model):
+    """Return what names the model that a trial starts from: of `pretrain` its key, else a digest.
+
+    Loaded once for each state of its files.
+    """
+    state = state_of_files(model)
+    if state in _origins:
+        return _origins[state]
+    note = helpers.sound_note(helpers.find_path(model)) or {}
+    origin = note.get("key") or helpers.model_digest(*helpers.load_bert(model))
+    if state and state == state_of_files(model):
+        _origins[state] = origin
+    return origin
 
 
 def trial_key(config, train_part, dev_part):
     """Return the name of a trial: a digest of all that determines its result."""
     return helpers.digest(RESULTS_VERSION, VERSIONS["torch"], VERSIONS["transformers"],
-                          helpers.settings(config), weights_of(config.model), train_part.texts,
-                          train_part.labels, dev_part.texts, dev_part.labels)[:24]
+                          helpers.named_settings(config), origin_of(config.model),
+                          train_part.texts, train_part.labels, dev_part.texts,
+                          dev_part.labels)[:24]
 
 
 def product(seeds, **axes):
@@ -133,16 +161,23 @@ def run_on_cluster(jobs, scheduler):
 
 
 def run_once(config, train_part, dev_part, store):
-    """Return a trial's row, from the store or run now; None while another process runs it."""
-    path = os.path.join(store, trial_key(config, train_part, dev_part) + ".json")
+    """Return a trial's row, from the store or run now; None while another process runs it.
+
+    None too where the model's files were replaced meanwhile: the row may be of either.
+    """
+    key = trial_key(config, train_part, dev_part)
+    path = os.path.join(store, key + ".json")
     row = read_row(path)
     if row is None:
         with locked(path + ".lock") as mine:
             row = read_row(path) if mine else None  # it may have been finished meanwhile
             if mine and row is None:
                 row = run_trial(config, train_part, dev_part)
-                row["checksum"] = helpers.digest(row)
-                helpers.save_json(path, row)
+                if trial_key(config, train_part, dev_part) == key:
+                    row["checksum"] = helpers.digest(row)
+                    helpers.save_json(path, row)
+                else:
+                    row = helpers.warn(f"{config.model} was replaced during a trial: run again")
                 helpers.forget(path + ".lock")  # whoever waits on it finds the row
     return row
 
