@@ -215,13 +215,14 @@ def alone_in(out):
 def run_all(args, paths, chosen, declared, profile, values, out):
     """Run the chosen notebooks and write all pages; return the exit code."""
     given = {n: {k: v for k, v in values.items() if k in declared[n]} for n in paths}
+    used = {n: dict(declared[n], **given[n]) for n in paths}
     titles = {n: read_headline(path) for n, path in paths.items()}
     fresh = {"status": "not run", "reason": "", "seconds": 0, "profile": profile}
     saved = read_json(out / "status.json", {})
     status = {n: saved.get(n, dict(fresh)) for n in paths}
     for name, path in paths.items():  # a page each from the start: every link leads somewhere
         if not (out / (name + ".html")).exists():
-            write_page(out, titles, name, status[name], nbformat.read(str(path), 4), given[name])
+            write_page(out, titles, name, status[name], nbformat.read(str(path), 4), used[name])
     summary = write_index(out, titles, status, profile)
     stops = []
     for number in STOPS:
@@ -233,7 +234,7 @@ def run_all(args, paths, chosen, declared, profile, values, out):
                 if run.result():
                     name, (row, nb, log) = runs[run], run.result()
                     status[name] = row = dict(row, profile=profile)
-                    write_page(out, titles, name, row, nb, given[name], log)
+                    write_page(out, titles, name, row, nb, used[name], log)
                     summary = write_index(out, titles, status, profile)
                     print("{}: {status}, {seconds} s {reason}".format(name, **row), flush=True)
         except OSError:  # a full disk: the others could not be written either
