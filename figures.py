@@ -492,22 +492,23 @@ def show_source(function, around="", context=9):
     from pygments import highlight
     from pygments.formatters import HtmlFormatter
     from pygments.lexers import Python3Lexer  # PythonLexer is for Python 2 in 2.4
-    lines, first = inspect.getsourcelines(function)
-    name = f"{function.__module__}.{function.__qualname__}"
-    begin, end, marked = 0, len(lines), []
+    source, name = inspect.getsource(function), f"{function.__module__}.{function.__qualname__}"
+    lines = textwrap.dedent(source).splitlines()
+    look = HtmlFormatter(noclasses=True, nowrap=True)
+    code = highlight("\n".join(lines), Python3Lexer(), look).splitlines()  # then cut
+    begin, end = 0, len(lines)
     if around:
         at = next((i for i, line in enumerate(lines) if around in line), None)
         if at is None:
             raise InputError(f"{name}: no line has {around!r}; name a text that it has")
-        begin, end = max(0, at - context), min(end, at + context + 1)
-        marked = [at - begin + 1]
-    where = f"{os.path.basename(inspect.getsourcefile(function))}, line {first + begin}"
-    source = textwrap.dedent("".join(lines[begin:end]))
-    code = highlight(source, Python3Lexer(stripnl=False), HtmlFormatter(
-        noclasses=True, nowrap=True, hl_lines=marked))
+        code[at] = f'<mark style="background:#fff1b8;color:inherit">{code[at]}</mark>'
+        begin, end = max(0, at - context), at + context + 1
+    where = (f"{os.path.basename(inspect.getsourcefile(function))}, line "
+             f"{inspect.getsourcelines(function)[1] + begin}")
     show_html(f'<details open class="source"><summary><code>{html.escape(name)}</code>, '
-              f'{html.escape(where)}</summary><pre style="{PAPER}">{code}</pre></details>',
-              f"{name}, {where}\n{source}")
+              f'{html.escape(where)}</summary><pre style="{PAPER}">'
+              + "\n".join(code[begin:end]) + "</pre></details>",
+              "\n".join([f"{name}, {where}", *lines[begin:end]]))
 
 
 # ---- answers ------------------------------------------------------------------------------------

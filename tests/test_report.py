@@ -182,9 +182,9 @@ def test_index_shows_what_its_pages_show(gallery):
 def test_the_front_page_begins_with_what_was_found(gallery):
     page = Page(gallery[1] / "index.html")
     text = " ".join(page.text.split("</style>")[-1].split())
-    begin = text.index("a, fine-tuned on reviews of b")  # as the gallery names them
+    begin = text.index("Model a, fine-tuned on reviews of b")  # as the gallery names them
     assert text[begin:].startswith(
-        "a, fine-tuned on reviews of b (profile sample): the best accuracy that an answer states is "
+        "Model a, fine-tuned on reviews of b (profile sample): the best accuracy that an answer states is "
         "71.5 ± 0.4 % (3 seeds), on all reviews of dev (01, Q1. Is <b>long</b> better?).")
     assert begin < text.index("3a special tokens") < text.index("How long is a review?")
     assert "01_good.html#a1" in page.links and "01_good.html#a2" in page.links
