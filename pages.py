@@ -99,6 +99,7 @@ def markdown(text):
     return re.sub(r'(href="[\w-]+)\.ipynb', r"\1.html", text)
 
 
+ANSWER = "question", "answer", "figure", "holds", "point"  # as figures.Answers keeps one
 # What is known of a notebook before it is run: texts, and the assignment's points it names.
 Headline = namedtuple("Headline", "title lead points")
 
@@ -119,7 +120,7 @@ def take_answers(nb):
     for output in (o for c in nb.cells for o in c.get("outputs", [])):
         answer = output.get("metadata", {}).get("answer")
         if answer:
-            answers.append(dict(answer))
+            answers.append({key: answer[key] for key in ANSWER})
             output["place"] = len(answers)
     return answers
 

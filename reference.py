@@ -48,6 +48,9 @@ def collect(out):
     for name, row in status.items():
         if row["status"] != "ok":
             raise InputError(f"{out}: page {name} is {row['status']}, not ok; run report.py again")
+        if "answers" not in row:
+            raise InputError(f"{out}: page {name} was made before pages kept their answers; run "
+                             f"report.py again")
     if not status:
         raise InputError(f"{out}: no page was run; run report.py first")
     return {name: {key: row[key] for key in ("seconds", "profile", "answers")}

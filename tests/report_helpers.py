@@ -89,7 +89,7 @@ def add_gallery(notebooks):
         "## What the figure says\n\nThe same heading again.",
         'rows = [dict(question="Q1. Is <b>long</b> better?", holds=True, point="3a", figure="01",\n'
         '             answer="+1.2 points: 71.5 ± 0.4 % (3 seeds). The rest is detail."),\n'
-        '        dict(question="Q2. Does the tail help?", answer="within noise", holds=None, point="")]\n'
+        '        dict(question="Q2. Does the tail help?", answer="within noise", holds=None, point="", figure="")]\n'
         "for row in rows:\n"
         "    display(HTML('<p class=\"answer\"><strong>Is it?</strong> +1.2 points <em>As expected.'\n"
         "                 '</em></p>'), metadata=dict(answer=row))\n"

@@ -112,6 +112,15 @@ def test_what_was_not_run_yet_is_named(status, finished):
                                                          "run.json", "trials.zip"]
 
 
+def test_a_run_without_answers_is_refused(finished, capsys):
+    root, out = finished
+    rows = json.loads((out / "status.json").read_text())
+    del rows["02_two"]["answers"]
+    helpers.save_json(str(out / "status.json"), rows)
+    assert reference.main([str(out)]) == 2 and not (root / "results").exists()
+    assert "page 02_two was made before pages kept their answers" in capsys.readouterr().err
+
+
 def test_a_run_that_failed_is_refused(finished, capsys):
     root, out = finished
     set_status(out, _2="failed")
