@@ -45,7 +45,7 @@ soak: .venv/ready-dev  ## the tests with full counts: kills, simulations, all re
 lint: .venv/ready-dev  ## ruff (code and notebooks), vermin (calls that Python 3.7 lacks)
 	$(VENV) -m ruff check .
 	.venv/bin/vermin -t=3.7- --violations --no-tips helpers.py studies.py figures.py evaluate.py \
-	  report.py parameters.py pages.py reference.py data tests
+	  report.py parameters.py pages.py assignment.py reference.py data tests
 
 bench: data/FILIMDB .venv/ready-dev minilm  ## time training, classifying, MLM against transformers.Trainer (N=, MODEL=)
 	$(VENV) benchmarks/bench.py --n $(or $(N),192) --rounds $(or $(ROUNDS),3) $(ARGS)

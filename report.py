@@ -154,11 +154,12 @@ def build(args):
         raise Refused(f"can't write to {out} ({error.strerror}): give another --out") from None
     values["out_dir"] = str(out)
     given = {n: {k: v for k, v in values.items() if k in declared[n]} for n in paths}
+    used = {n: dict(declared[n], **given[n]) for n in paths}
     with folder_lock(out):
-        return run_all(args, paths, chosen, profile, given, out)
+        return run_all(args, paths, chosen, profile, given, used, out)
 
 
-def run_all(args, paths, chosen, profile, given, out):
+def run_all(args, paths, chosen, profile, given, used, out):
     """Run the chosen notebooks and write all pages; return the exit code."""
     titles = {n: read_headline(path) for n, path in paths.items()}
     saved, stops = read_json(out / "status.json", {}), []
@@ -166,7 +167,7 @@ def run_all(args, paths, chosen, profile, given, out):
                                "profile": profile}) for n in paths}
     for name, path in paths.items():  # a page each from the start: every link leads somewhere
         if not (out / (name + ".html")).exists():
-            write_page(out, titles, name, status[name], nbformat.read(str(path), 4), given[name])
+            write_page(out, titles, name, status[name], nbformat.read(str(path), 4), used[name])
     summary = write_index(out, titles, status, profile)
     for number in STOPS:
         signal.signal(number, lambda number, frame: stops.append(number))
@@ -177,7 +178,7 @@ def run_all(args, paths, chosen, profile, given, out):
                 if run.result():
                     name, (row, nb, log) = runs[run], run.result()
                     status[name] = row = dict(row, profile=profile)
-                    write_page(out, titles, name, row, nb, given[name], log)
+                    write_page(out, titles, name, row, nb, used[name], log)
                     summary = write_index(out, titles, status, profile)
                     print("{}: {status}, {seconds} s {reason}".format(name, **row), flush=True)
         except OSError:  # a full disk: the others could not be written either

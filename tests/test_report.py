@@ -12,6 +12,7 @@ import report_helpers as h
 
 import pages
 import report
+from assignment import POINTS
 
 
 @pytest.fixture(scope="module")
@@ -78,7 +79,8 @@ def test_parameters_reach_only_the_notebooks_that_declare_them(gallery):
 def test_everything_lies_under_out(gallery):
     folder, out, _, _ = gallery
     assert {p.name for p in folder.iterdir()} <= {
-        "report.py", "parameters.py", "pages.py", "report.html.j2", "notebooks", "profiles", "build",
+        "report.py", "parameters.py", "pages.py", "report.html.j2", "assignment.py", "notebooks",
+        "profiles", "build",
         "said", "user", "__pycache__"}
     assert len(list((folder / "notebooks").iterdir())) == 6
     assert not list(out.rglob("*.part")), "a file written aside was left"
@@ -167,9 +169,41 @@ def test_index_lists_answers_and_reasons(gallery):
     page = Page(gallery[1] / "index.html")
     assert "We count words, e.g. in one line." in page.text and "Then more" not in page.text
     assert "Is <b>long</b> better?" in page.text and "+1.2 points" in page.text
-    assert page.text.count("✓ as expected") == 1 and "✗" not in page.text
+    assert page.text.count("✓ as expected") == 2 and "✗" not in page.text
     assert "not run" in page.text
     assert "<script>alert(2)</script> at" in page.text
+
+
+def test_index_shows_what_its_pages_show(gallery):
+    page = Page(gallery[1] / "index.html")
+    assert (gallery[1] / "answers" / "01_good.json").exists() and "of another run" not in page.text
+    assert page.text.count("within noise") == 1  # no point's answer: in the notebook's list alone
+
+
+def test_the_front_page_begins_with_what_was_found(gallery):
+    page = Page(gallery[1] / "index.html")
+    text = " ".join(page.text.split("</style>")[-1].split())
+    begin = text.index("Model a, fine-tuned on reviews of b")  # as the gallery names them
+    assert text[begin:].startswith(
+        "Model a, fine-tuned on reviews of b (profile sample): the best accuracy that an answer states is "
+        "71.5 ± 0.4 % (3 seeds), on all reviews of dev (01, Q1. Is <b>long</b> better?).")
+    assert begin < text.index("3a special tokens") < text.index("How long is a review?")
+    assert "01_good.html#a1" in page.links and "01_good.html#a2" in page.links
+    assert {"a1", "a2"} <= set(Page(gallery[1] / "01_good.html").ids)
+    assert '#a' not in Page(gallery[1] / "02_fails.html").text
+
+
+def test_the_table_by_point_says_what_is_missing_and_why(gallery):
+    page = Page(gallery[1] / "index.html")
+    rows = re.findall(r"(?s)<tr>.*?(?=<tr>|</table>)", page.source.split("<h2>")[0])[1:]
+    assert len(rows) == len(POINTS)
+    by_point = dict(zip(POINTS, rows))
+    assert "+1.2 points: 71.5 ± 0.4 % (3 seeds)." in by_point["3a"]
+    assert "The rest is detail" not in by_point["3a"] and "✓ as expected" in by_point["3a"]
+    assert 'href="01_good.html#a1">01, Q1<' in by_point["3a"]
+    assert "No answer: ValueError: " in by_point["4a"] and ">failed<" in by_point["4a"]
+    assert 'href="02_fails.html">02<' in by_point["4a"]
+    assert "No notebook answers this." in by_point["R5"]
 
 
 def test_only_keeps_the_other_pages_and_statuses(gallery):
