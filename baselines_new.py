@@ -1,7 +1,7 @@
 """Baselines on the same information as BERT: what its fine-tuning must beat.
 
-    same = texts_as_read(train.texts, tokenizer, config), texts_as_read(dev.texts, tokenizer, config)
-    print(accuracy(dev.labels, tfidf_regression(same[0], train.labels, same[1])))
+    read, unseen = (texts_as_read(part.texts, tokenizer, config) for part in (train, dev))
+    print(accuracy(dev.labels, tfidf_regression(read, train.labels, unseen)))
 
 A baseline over whole reviews knows more than a BERT that reads 126 tokens of each: name it so.
 """
