@@ -436,13 +436,14 @@ def place(key, value):
     return math.inf if key in ("words", "clip_norm") and value == 0 else value
 
 
-def smallest_visible(n_seeds, n_reviews, sd=0.5, discordant=0.12, persisting=0.5, level=LEVEL,
+def smallest_visible(n_seeds, n_reviews, sd=1.0, discordant=0.10, persisting=0.1, level=LEVEL,
                      power=0.8):
     """Return the smallest true difference, in points, that a test sees with this power.
 
     sd: of the methods' difference over seeds, in points, were there infinitely many reviews.
     discordant: share of reviews that one arm of a pair has right and the other wrong; persisting:
-    share of these that are the same with every seed. level: LEVEL / m for the hardest of m.
+    share of these that are the same with every seed: what 15 comparisons of the reference run
+    had in the middle. level: LEVEL / m for the hardest of m comparisons.
     The squared distances that seeds alone (noncentral t) and reviews alone (normal) need add up.
     """
     from scipy.optimize import brentq

@@ -201,17 +201,22 @@ def coverage(n, n_seeds, n_reviews, sd, persisting, effect, seed=0):
 
 CELLS = list(itertools.product((3, 5, 10), (500, 2000), (0, 0.005, 0.01), (0, 0.5, 0.9),
                                (0, 0.02)))
-QUICK = [(3, 500, 0, 0, 0), (3, 2000, 0.01, 0.5, 0.02), (5, 500, 0.005, 0.9, 0),
-         (5, 2000, 0, 0.5, 0.02), (10, 500, 0.01, 0, 0.02)]
+QUICK = {  # cell: its coverage with 4,000 draws
+    (3, 500, 0, 0, 0): 0.988, (3, 500, 0, 0.5, 0): 0.983, (5, 500, 0.005, 0.9, 0): 0.958,
+    (5, 500, 0, 0.5, 0): 0.968, (5, 2000, 0, 0.5, 0.02): 0.969, (10, 500, 0.01, 0, 0.02): 0.967}
 
 
 @pytest.mark.parametrize("cell", CELLS if conftest.SOAK else QUICK, ids=str)
 def test_coverage(cell):
-    n = 4000 if conftest.SOAK else 400
+    """In soak every cell holds the truth in 93 to 99 %; else some do so as often as they did."""
+    n = 4000 if conftest.SOAK else 600
     held, half, found = coverage(n, *cell)
     print(f"\n| {cell} | {100 * held:.1f} | {100 * half:.2f} | {100 * found:.1f} |")
-    slack = 0 if conftest.SOAK else 3 * math.sqrt(0.05 * 0.95 / n)
-    assert 0.93 - slack <= held <= 0.99 + slack
+    if conftest.SOAK:
+        assert 0.93 <= held <= 0.99
+    else:
+        expected = QUICK[cell]
+        assert abs(held - expected) < 3 * math.sqrt(expected * (1 - expected) / n)
 
 
 # ---- effects and verdicts ----------------------------------------------------------------------
@@ -447,7 +452,7 @@ def test_a_larger_factorial_and_a_hole():
 def test_what_a_run_can_see():
     """As FACTS has them: McNemar on one seed, and a paired t over 3, 5, 10 seeds."""
     see = stats.smallest_visible
-    assert [round(see(1, n), 1) for n in (500, 2000)] == [4.3, 2.2]
+    assert [round(see(1, n, discordant=0.12), 1) for n in (500, 2000)] == [4.3, 2.2]
     many = [see(s, 10 ** 9, sd=1.0, discordant=0.12) for s in (3, 5, 10)]
     assert [round(x, 1) for x in many] == [3.3, 1.7, 1.0]
     assert see(3, 2000) > see(5, 2000) > see(10, 2000) > see(10, 10000)
