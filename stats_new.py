@@ -275,7 +275,8 @@ def in_words(keys, values):
 def contrast(cells, weights, margin, names, **more):
     """Return the Effect of a weighted sum of cells, on the seeds that all of them have.
 
-    cells: from `cells_of`; weights: {values: weight}, which add up to 0.
+    cells: from `cells_of`; weights: {values: weight}, which add up to 0. No verdict before
+    `as_family` has said with how many others it is judged.
     """
     parts = {values: cells.get(values, Cell({}, 0)) for values in weights}
     seeds = sorted(set.intersection(*(set(cell.by_seed) for cell in parts.values())))
@@ -286,7 +287,7 @@ def contrast(cells, weights, margin, names, **more):
     values = np.tensordot(list(weights.values()), corrects.reshape(len(parts), len(seeds), -1), 1)
     mean, half, p = estimate(values)
     return Effect(names, 100 * mean, 100 * (mean - half), 100 * (mean + half), p, len(seeds),
-                  values.shape[1], margin, failed, p_adjusted=p, **more)
+                  values.shape[1], margin, failed, **more)
 
 
 def compare(trials, key, base, by=None, margin=MARGINS["small"], count_failed=False, names=None):
@@ -316,8 +317,8 @@ def compare_to(trials, correct, name, margin=MARGINS["small"], count_failed=Fals
     """
     cell = cells_of(trials, [], count_failed).get((), Cell({}, 0))
     other = Cell(dict.fromkeys(cell.by_seed, as_array(correct)), len(cell.by_seed))
-    return contrast({(what,): cell, (name,): other}, {(what,): 1, (name,): -1}, margin,
-                    (what, name), value=name)
+    return as_family([contrast({(what,): cell, (name,): other}, {(what,): 1, (name,): -1}, margin,
+                               (what, name), value=name)])[0]
 
 
 def factorial(trials, a, b, base=None, margin=MARGINS["small"], count_failed=False):

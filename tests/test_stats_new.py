@@ -328,6 +328,8 @@ def test_against_a_baseline():
     same = [a_row(answers(0.5, 2000, 99), seed) for seed in range(3)]
     same = compare_to(as_table(same), answers(0.5, 2000, 99), "itself")
     assert same.difference == 0 and same.p == 1 and same.verdict == "equivalent"
+    one = compare_to(trials[:1], answers(0.5, 2000, 99), "naive Bayes")
+    assert one.verdict == "undecided" and one.p < 1e-6 and math.isnan(one.p_adjusted)
     nothing = compare_to(trials[:0], "0101", "naive Bayes")
     assert nothing.n_seeds == 0 and nothing.verdict == "undecided"
     family = stats.as_family([effect, same, nothing])
