@@ -40,8 +40,8 @@ def naive_bayes(texts, labels, unseen):
 def tfidf_regression(texts, labels, unseen):
     """Return labels for the `unseen` texts by a logistic regression over words and word pairs.
 
-    Weighted by TF-IDF with logarithmic counts. C = 10: the usual 1 regularizes too much where a
-    text's features have a length of 1 in all.
+    Weighted by TF-IDF with logarithmic counts. C = 10 gives the stronger baseline: 80.0 % on the
+    sample's dev against 78.2 % with C = 1; by cross-validation 1, 10 and 100 are alike.
     """
     from sklearn.feature_extraction.text import TfidfVectorizer
     from sklearn.linear_model import LogisticRegression
@@ -96,7 +96,10 @@ def frozen_features(texts, model, tokenizer, config, pooling="mean"):
 
 
 def frozen_regression(features, labels, unseen):
-    """Return labels for `unseen` features by a logistic regression over standardized features."""
+    """Return labels for `unseen` features by a logistic regression over standardized features.
+
+    C = 0.01: of 0.001 to 1 within 1.2 points of the best, by cross-validation on 1,000 reviews.
+    """
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
