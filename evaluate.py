@@ -3,11 +3,16 @@
     python evaluate.py                                   # embedded sample, tiny BERT: two minutes
     python evaluate.py --data data/FILIMDB --set max_minutes=30 --set pretrain.max_minutes=30
     python evaluate.py --data data/FILIMDB --model FOLDER --no-pretrain --set lr=3e-5
-    torchrun --nproc_per_node 4 evaluate.py --data data/FILIMDB    # four GPUs, the same result
+    torchrun --nproc_per_node 4 evaluate.py --data data/FILIMDB    # on four GPUs
+    python evaluate.py --data data/FILIMDB --save build/classifier   # keep what was trained
+    python evaluate.py --data FOLDER --load build/classifier         # classify, train nothing
 
 Reads PART.texts and PART.labels of train, dev, test, dev-b and test-b (and train_unlabeled for
 pretraining), prints the accuracy of every labelled part, and writes a line `PART/INDEX<TAB>label`
-for each review. --set KEY=VALUE reaches helpers.train, --set pretrain.KEY=VALUE helpers.pretrain.
+for each review. A part that is absent is left out; training needs train.
+--set KEY=VALUE reaches helpers.train, --set pretrain.KEY=VALUE helpers.pretrain.
+Several processes give the losses of one to 1e-5 in fp32 without dropout; with dropout they draw
+other masks.
 Exit code: 0 done, 2 wrong use or a full disk, 130/143 stopped by Ctrl-C or SIGTERM.
 """
 import argparse
@@ -33,7 +38,7 @@ if __name__ == "__main__":  # while libraries are loaded, which takes seconds, n
         signal.signal(number, lambda number, frame: os._exit(stopped(number)))
 
 import helpers  # noqa: E402
-from helpers import LABEL_IDS, PARTS, InputError  # noqa: E402
+from helpers import LABEL_IDS, InputError  # noqa: E402
 
 SAMPLE = os.path.join("data", "sample")
 TINY = os.path.join(SAMPLE, "bert")
@@ -41,6 +46,7 @@ TINY = os.path.join(SAMPLE, "bert")
 SAMPLE_SETTINGS = {"lr": 3e-4, "seq_len": 256}
 SAMPLE_PRETRAIN = {"lr": 5e-4}
 SHORT = ("dev-b", "test-b")  # short reviews: another domain than the training reviews
+CLASSIFYING = ("seq_len", "keep", "words", "precision", "device")  # what --set may be with --load
 
 
 def refuse(message):
@@ -61,6 +67,8 @@ def parse_arguments(argv):
     parser.add_argument("--out", default="preds.tsv", help="where predictions go (preds.tsv)")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE",
                         help="a hyperparameter of train, or pretrain.KEY=VALUE")
+    parser.add_argument("--save", metavar="FOLDER", help="keep the trained classifier there")
+    parser.add_argument("--load", metavar="FOLDER", help="classify with what --save kept")
     return parser.parse_args(argv)
 
 
@@ -81,6 +89,18 @@ def parse_settings(pairs):
     return settings[""], settings["pretrain"]
 
 
+def check_load(args, overrides, pretrain_overrides):
+    """Refuse beside --load what training alone reads."""
+    given = [option for option, value in (
+        ("--model", args.model), ("--transductive", args.transductive),
+        ("--no-pretrain", args.no_pretrain), ("--save", args.save)) if value not in (None, False)]
+    given += [f"--set {key}" for key in overrides if key not in CLASSIFYING]
+    given += [f"--set pretrain.{key}" for key in pretrain_overrides]
+    if given:
+        raise InputError(f"--load trains nothing, so it does not go with {', '.join(given)}; "
+                         f"leave out one of the two")
+
+
 def check_output(path):
     """Refuse an output that could not be written, before hours are spent."""
     folder = os.path.dirname(os.path.abspath(path))
@@ -91,7 +111,7 @@ def check_output(path):
 
 def check_training(configs, data_dir, labels):
     """Refuse what `train` or `pretrain` would refuse, before hours are spent."""
-    path = os.path.join(data_dir, "train.labels")
+    path = os.path.join(helpers.find_path(data_dir), "train.labels")
     if labels is None:
         raise InputError(f"{path}: missing; training needs neg or pos for every review")
     if len(set(labels)) < 2:
@@ -112,21 +132,10 @@ def positions_of(model):
     return 512
 
 
-def pretrain_parts(data_dir, data, transductive):
-    """Return {part: texts} that masked-LM pretraining may see."""
-    texts = {"train": data["train"].texts}
-    unlabeled = os.path.join(helpers.find_path(data_dir), "train_unlabeled.texts")
-    if os.path.exists(unlabeled):
-        texts["train_unlabeled"] = helpers.read_lines(unlabeled)
-    if transductive:
-        texts.update((part, data[part].texts) for part in PARTS)
-    return texts
-
-
 def write_predictions(path, data, predicted):
     """Write PART/INDEX<TAB>label for every review; checked whole before it replaces a file."""
     lines = []
-    for part in PARTS:
+    for part in data:
         if len(predicted[part]) != len(data[part].ids) or set(predicted[part]) - set(LABEL_IDS):
             raise RuntimeError(f"{part}: {len(predicted[part])} predictions for "
                                f"{len(data[part].ids)} reviews, or a label that is none")
@@ -138,51 +147,40 @@ def write_predictions(path, data, predicted):
 
 def report(data, predicted, seen):
     """Print the accuracy of each labelled part, the floor beside it, and what was seen."""
-    train = data["train"]
-    for part in (part for part in PARTS if data[part].labels):
+    train = data.get("train")
+    for part in (part for part in data if data[part].labels):
         labels = data[part].labels
         note = ["short reviews, another domain"] if part in SHORT else []
         if part == "train":
             note.append("seen in training")
-        else:
+        elif train and train.labels:
             floor = helpers.naive_bayes(train.texts, train.labels, data[part].texts)
             note.append(f"naive Bayes {helpers.accuracy(labels, floor):.2%}")
         print(f"{part:<6} accuracy {helpers.accuracy(labels, predicted[part]):7.2%} of "
-              f"{len(labels):,} reviews ({'; '.join(note)}; {seen})", flush=True)
+              f"{len(labels):,} reviews ({'; '.join([*note, seen])})", flush=True)
 
 
 def warn_of_one_class(data, predicted):
     """Say loudly which parts with both labels are called neg, or pos, from end to end."""
-    for part in PARTS:
+    for part in data:
         if len(set(data[part].labels or [])) > 1 and len(set(predicted[part])) == 1:
             helpers.warn(f"{part}: all {len(predicted[part])} reviews are called "
                          f"{predicted[part][0]}: the training collapsed or learned nothing; "
                          f"try another lr, a longer warmup, another seed")
 
 
-def run(argv=None):
-    """Pretrain, train, classify, report and write predictions."""
-    args = parse_arguments(argv)
-    overrides, pretrain_overrides = parse_settings(args.set)
-    check_output(args.out)
-    embedded, data_dir = args.data is None, SAMPLE if args.data is None else args.data
-    if embedded and args.model is None:
-        print(f"no --data: the embedded sample ({SAMPLE}, synthetic), its tiny BERT", flush=True)
-        overrides = dict(SAMPLE_SETTINGS, model=TINY, **overrides)
-        pretrain_overrides = dict(SAMPLE_PRETRAIN, model=TINY, **pretrain_overrides)
-    elif embedded:
-        print(f"no --data: the embedded sample ({SAMPLE}, synthetic)", flush=True)
+def trained(args, data_dir, data, overrides, pretrain_overrides):
+    """Pretrain and train; return (params, what pretraining saw, in words)."""
     if args.model is not None:
         overrides["model"] = args.model
     pretrain_overrides.setdefault("model", overrides.get("model", helpers.default_model()))
-    data = helpers.load_filimdb(data_dir)
     check_training([helpers.make_config(**overrides),
                     helpers.make_config(helpers.MLM_DEFAULTS, **pretrain_overrides)],
                    data_dir, data["train"].labels)
     params, seen = None, "no pretraining"
     started = time.time()
     if not args.no_pretrain:
-        texts = pretrain_parts(data_dir, data, args.transductive)
+        texts = helpers.pretrain_parts(data_dir, data, args.transductive)
         params = helpers.pretrain(list(texts.values()), parts=list(texts), **pretrain_overrides)
         seen = "pretrained on " + ", ".join(params["parts"])
         minutes = (time.time() - started) / 60
@@ -191,11 +189,41 @@ def run(argv=None):
     params = helpers.train(data["train"].texts, data["train"].labels, params, hold=True,
                            **overrides)
     print(f"training: {(time.time() - started) / 60:.1f} minutes", flush=True)
+    return params, seen
+
+
+def run(argv=None):
+    """Pretrain and train, or load; classify, report, write predictions and save."""
+    args = parse_arguments(argv)
+    args.out = os.path.expanduser(args.out)
+    overrides, pretrain_overrides = parse_settings(args.set)
+    check_output(args.out)
+    if args.save is not None:
+        helpers.check_place(args.save)
+    data_dir = SAMPLE if args.data is None else args.data
+    tiny = args.data is None and args.model is None and args.load is None
+    if args.data is None:
+        print(f"no --data: the embedded sample ({SAMPLE}, synthetic)"
+              f"{', its tiny BERT' if tiny else ''}", flush=True)
+    if args.load is not None:
+        check_load(args, overrides, pretrain_overrides)
+        params, seen = helpers.load_classifier(args.load), f"loaded from {args.load}"
+        data = helpers.load_filimdb(data_dir)
+    else:
+        if tiny:
+            overrides = dict(SAMPLE_SETTINGS, model=TINY, **overrides)
+            pretrain_overrides = dict(SAMPLE_PRETRAIN, model=TINY, **pretrain_overrides)
+        data = helpers.load_filimdb(data_dir)
+        params, seen = trained(args, data_dir, data, overrides, pretrain_overrides)
+        overrides = {}
     started = time.time()
-    predicted = {part: helpers.classify(data[part].texts, params) for part in PARTS}
+    predicted = {part: helpers.classify(data[part].texts, params, **overrides) for part in data}
     print(f"classification: {(time.time() - started) / 60:.1f} minutes", flush=True)
     if not helpers.processes()[0]:
         write_predictions(args.out, data, predicted)
+        if args.save is not None:
+            helpers.save_classifier(args.save, params)
+            print(f"{args.save}: the classifier, for --load", flush=True)
         helpers.forget(params["run"])
         report(data, predicted, seen)
         warn_of_one_class(data, predicted)

@@ -12,16 +12,19 @@ from __future__ import annotations
 import base64
 import contextlib
 import html
+import inspect
 import io
 import math
 import os
 import statistics
 import sys
+import textwrap
 
 import numpy as np
 
 import helpers
-from helpers import VERSIONS
+from assignment import POINTS
+from helpers import VERSIONS, InputError
 from studies import counted, cut_shares, device_name, rows_of, series, spread, values_of
 
 # ---- one look -----------------------------------------------------------------------------------
@@ -311,9 +314,9 @@ def plot_mlm_loss(axes, curve):
     ends = {}
     for key, name, points, colour in (("loss", "training", curve[1:], COLOURS[1]),
                                       ("held_out_loss", "held out", curve, COLOURS[0])):
-        axes.plot([p["epoch"] for p in points], [p[key] for p in points], "o-", color=colour,
-                  markersize=4)
-        ends[name] = points[-1][key] if points else math.nan, colour
+        losses = [math.nan if p[key] is None else p[key] for p in points]  # None: no masked piece
+        axes.plot([p["epoch"] for p in points], losses, "o-", color=colour, markersize=4)
+        ends[name] = losses[-1] if points else math.nan, colour
     label_ends(axes, ends)
 
 
@@ -455,11 +458,14 @@ def save_figure(figure, name, finding, out_dir, data=None):
               f"<figcaption>{text}</figcaption></figure>")
 
 
-def show_html(text):
-    """Show HTML in a notebook; do nothing elsewhere."""
+def show_html(text, plain="", **metadata):
+    """Show HTML in a notebook, plain text where it is printed; do nothing elsewhere.
+
+    metadata: kept with the output in the notebook's file; a page reads the answers from there.
+    """
     if "IPython" in sys.modules:
-        from IPython.display import HTML, display
-        display(HTML(text))
+        from IPython.display import display
+        display({"text/html": text, "text/plain": plain}, raw=True, metadata=metadata)
 
 
 def show_table(rows, columns=None):
@@ -472,6 +478,39 @@ def show_table(rows, columns=None):
               + "</tbody></table>")
 
 
+# ---- source code --------------------------------------------------------------------------------
+
+PAPER = "background:#f7f9fb;color:#1c2733;padding:.7em 1em;overflow-x:auto"  # in a dark Lab too
+
+
+def show_source(function, around="", context=9):
+    """Show the source of a function, or of a class, in colour: in Jupyter and in the report.
+
+    around: a text that one of its lines has: that line is marked, and only `context` lines before
+    and behind it are shown.
+    """
+    from pygments import highlight
+    from pygments.formatters import HtmlFormatter
+    from pygments.lexers import Python3Lexer  # PythonLexer is for Python 2 in 2.4
+    source, name = inspect.getsource(function), f"{function.__module__}.{function.__qualname__}"
+    lines = textwrap.dedent(source).splitlines()
+    look = HtmlFormatter(noclasses=True, nowrap=True)
+    code = highlight("\n".join(lines), Python3Lexer(), look).splitlines()  # then cut
+    begin, end = 0, len(lines)
+    if around:
+        at = next((i for i, line in enumerate(lines) if around in line), None)
+        if at is None:
+            raise InputError(f"{name}: no line has {around!r}; name a text that it has")
+        code[at] = f'<mark style="background:#fff1b8;color:inherit">{code[at]}</mark>'
+        begin, end = max(0, at - context), at + context + 1
+    where = (f"{os.path.basename(inspect.getsourcefile(function))}, line "
+             f"{inspect.getsourcelines(function)[1] + begin}")
+    show_html(f'<details open class="source"><summary><code>{html.escape(name)}</code>, '
+              f'{html.escape(where)}</summary><pre style="{PAPER}">'
+              + "\n".join(code[begin:end]) + "</pre></details>",
+              "\n".join([f"{name}, {where}", *lines[begin:end]]))
+
+
 # ---- answers ------------------------------------------------------------------------------------
 
 class Answers:
@@ -480,15 +519,23 @@ class Answers:
     def __init__(self, name, out_dir, profile):
         self.name, self.out_dir, self.profile, self.rows = name, out_dir, profile, []
 
-    def give(self, question, answer, figure="", holds=None):
-        """Record an answer; holds: did the claim that was expected come out? None: no claim."""
-        answer = as_sentence(answer)
-        self.rows.append({"question": question, "answer": answer, "figure": figure,
-                          "holds": holds})
+    def give(self, question, answer, figure="", holds=None, point=""):
+        """Record an answer; holds: did the claim that was expected come out? None: no claim.
+
+        point: which of the assignment's points it answers, a key of POINTS; "": none.
+        """
+        if point and point not in POINTS:
+            raise InputError(f"point {point!r} is not in the assignment; use one of "
+                             f"{', '.join(POINTS)}")
+        row = {"question": question, "answer": as_sentence(answer), "figure": figure,
+               "holds": holds, "point": point}
+        self.rows.append(row)
         helpers.save_json(os.path.join(self.out_dir, "answers", self.name + ".json"), self.rows)
         claim = {True: "As expected.", False: "NOT as expected.", None: ""}[holds]
+        asked = f" <small>(assignment: {point})</small>" if point else ""
         show_html(f'<p class="answer"><strong>{html.escape(question)}</strong> '
-                  f"{html.escape(answer)} <em>{claim}</em></p>")
+                  f'{html.escape(row["answer"])} <em>{claim}</em>{asked}</p>',
+                  f'{question} {row["answer"]} {claim}', answer=row)
 
     def table(self):
         """Show all answers in one table, with what the profile is good for."""

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import array
 import collections
+import collections.abc
 import contextlib
 import csv
 import ctypes
@@ -63,6 +64,10 @@ GRADING_MINUTES = 30  # what the grading server allows for pretrain, for train, 
 class InputError(ValueError):
     """Something the user gave cannot be used; the message is one line with the remedy."""
 
+    def __init__(self, message):
+        """Take the message, less what a terminal would obey."""
+        super().__init__(printable(message))
+
 
 class Diverged(ArithmeticError):
     """The loss or the gradient became NaN or infinite."""
@@ -70,7 +75,12 @@ class Diverged(ArithmeticError):
 
 def warn(message):
     """Print a warning, one line."""
-    say(f"Warning: {message}")
+    say(f"Warning: {printable(message)}")
+
+
+def printable(text):
+    """Return a text with a blank for each terminal escape and each other control character."""
+    return re.sub(r"\x1b\[[0-?]*[ -/]*[@-~]|[\x00-\x1f\x7f-\x9f]", " ", text)
 
 
 # ---- hyperparameters ---------------------------------------------------------------------------
@@ -152,15 +162,34 @@ def make_config(defaults=None, **overrides):
 
 
 def settings(config):
-    """Return a config as a dict, less what names a place, or leaves a choice to that place."""
-    return {key: value for key, value in sorted(vars(config).items())
-            if key not in ("model", "device") and (key, value) != ("precision", "auto")}
+    """Return a config as a dict, less model and device; precision: what is used, if not fp32."""
+    kind = (config.device or ("cuda" if torch.cuda.is_available() else "cpu")).split(":")[0]
+    used = dict(vars(config), precision=used_precision(config.precision, kind))
+    return {key: value for key, value in sorted(used.items())
+            if key not in ("model", "device") and (key, value) != ("precision", "fp32")}
+
+
+NAMED = ("seq_len", "keep", "words", "batch_size", "accumulation", "epochs", "lr", "optimizer",
+         "weight_decay", "warmup", "decay", "clip_norm", "dropout", "attention_dropout",
+         "whole_word", "max_minutes", "seed", "data_seed", "precision")
+
+
+def named_settings(config):
+    """Return the settings that enter the names of trials, runs and pretrainings.
+
+    Those of NAMED always; of a hyperparameter that is newer only what is not its default, so that
+    adding one renames nothing. Whoever changes such a default raises RESULTS_VERSION.
+    """
+    default = settings(Config())
+    return {key: value for key, value in settings(config).items()
+            if key in NAMED or value != default[key]}
 
 
 # ---- files, checksums and seeds ----------------------------------------------------------------
 
 def find_path(path):
-    """Return `path` as it is from the working folder, else from this file's own folder."""
+    """Return `path`, ~ expanded, as seen from the working folder, else from this file's own."""
+    path = os.path.expanduser(path)
     beside = os.path.join(HERE, path)
     return beside if not os.path.exists(path) and os.path.exists(beside) else path
 
@@ -172,7 +201,7 @@ def cache_dir(*parts):
     folder when that place cannot be written.
     """
     given = os.environ.get("FILIMDB_CACHE")
-    roots = [os.path.abspath(given)] if given else [
+    roots = [os.path.abspath(os.path.expanduser(given))] if given else [
         os.path.join(HERE, ".cache"), os.path.join(tempfile.gettempdir(), "filimdb-cache")]
     for root in roots:
         folder = os.path.join(root, *parts)
@@ -213,7 +242,8 @@ def written_whole(path, mode="w"):
 
 def put(path, data):
     """Write bytes aside, to the disk, then rename: a crash leaves the old file or the new one."""
-    (folder, name), aside = os.path.split(os.path.abspath(path)), ""
+    path = os.path.abspath(os.path.expanduser(path))
+    (folder, name), aside = os.path.split(path), ""
     with writing(path, len(data)):
         try:
             os.makedirs(folder, exist_ok=True)
@@ -276,6 +306,24 @@ def load_state(path):
     return set_aside(path)
 
 
+@contextlib.contextmanager
+def locked(path):
+    """Hold a lock file; yield whether it is ours. It falls with its process, even by SIGKILL."""
+    with writing(path, 0):
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        open(path, "a").close()
+    with open(path, "w") as file:
+        try:
+            import fcntl
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+            return
+        except (ImportError, OSError):  # Windows, or a disk without locks: one process, please
+            pass
+        yield True
+
+
 def digest(*parts):
     """Return the hex SHA-256 of arrays, bytes and JSON-able values, in order."""
     return digest_of(parts)
@@ -312,6 +360,22 @@ def generator(*parts):
     return torch.Generator().manual_seed(seed_of(*parts))
 
 
+_whole_process = threading.RLock()  # for what is one in a process: PyTorch's random numbers, logs
+
+
+def exclusive(function):
+    """Make a function wait until no other thread of this process is in one of its kind.
+
+    Trainings then give the same numbers in threads as one after another: on a GPU, and with
+    PyTorch 1.3, all threads draw from one random generator. Classifying waits for nobody.
+    """
+    @functools.wraps(function)
+    def in_turn(*args, **kwargs):
+        with _whole_process:
+            return function(*args, **kwargs)
+    return in_turn
+
+
 # ---- what differs between PyTorch 1.3 + transformers 2.1 and today's, and on a terminal ---------
 
 def known_options(function, **options):
@@ -327,15 +391,21 @@ VERSIONS = {"python": "%d.%d.%d" % sys.version_info[:3], "torch": torch.__versio
             "transformers": transformers.__version__}
 
 
-def autocast(device, precision):
-    """Return a context that computes in a Config's precision.
+def used_precision(precision, kind):
+    """Return what a Config's precision is on a kind of device (cuda, cpu): fp32 or bf16.
 
     auto is fp32 on a CPU: every CPU then gives nearly the same, and bf16 pays on those alone that
     multiply in it (AVX512-BF16, AMX).
     """
-    if precision == "auto" and device.type == "cuda" and hasattr(torch, "autocast"):
-        precision = "bf16" if torch.cuda.is_bf16_supported() else "fp32"
-    if precision == "bf16":
+    if precision != "auto":
+        return precision
+    gpu = kind == "cuda" and hasattr(torch, "autocast") and torch.cuda.is_available()
+    return "bf16" if gpu and torch.cuda.is_bf16_supported() else "fp32"
+
+
+def autocast(device, precision):
+    """Return a context that computes in a Config's precision."""
+    if used_precision(precision, device.type) == "bf16":
         return torch.autocast(device.type, dtype=torch.bfloat16)
     return contextlib.nullcontext()
 
@@ -343,19 +413,20 @@ def autocast(device, precision):
 @contextlib.contextmanager
 def quiet_transformers():
     """Silence transformers' load reports and bars: load_bert checks the same things itself."""
-    before, bars = logging.root.manager.disable, None
+    bars = None
     with contextlib.suppress(ImportError):
         from transformers.utils import logging as bars
-    shown = bars and bars.is_progress_bar_enabled()
-    try:
-        logging.disable(logging.CRITICAL)
-        if shown:
-            bars.disable_progress_bar()
-        yield
-    finally:
-        logging.disable(before)
-        if shown:
-            bars.enable_progress_bar()
+    with _whole_process:  # else another thread might take this silence for what was before
+        before, shown = logging.root.manager.disable, bars and bars.is_progress_bar_enabled()
+        try:
+            logging.disable(logging.CRITICAL)
+            if shown:
+                bars.disable_progress_bar()
+            yield
+        finally:
+            logging.disable(before)
+            if shown:
+                bars.enable_progress_bar()
 
 
 class Lines(io.StringIO):
@@ -397,18 +468,54 @@ def joined_processes():
     All run the same code on the same data: a step's micro-batches are dealt out, gradients added
     up. One that dies ends the others: their next exchange fails.
     """
-    if int(os.environ.get("WORLD_SIZE", 1)) < 2:
+    count, local_rank = launched_processes()
+    if count < 2:
         yield
         return
     cuda = torch.cuda.is_available()
-    if cuda:
-        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    torch.distributed.init_process_group("nccl" if cuda else "gloo")
+    try:
+        if cuda:
+            torch.cuda.set_device(local_rank)
+        torch.distributed.init_process_group("nccl" if cuda else "gloo")
+    except (RuntimeError, ValueError, OSError) as error:
+        raise InputError(f"the {count} processes of WORLD_SIZE cannot be joined "
+                         f"({one_line(error)}); start them by torchrun") from None
     with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(
             nowhere if processes()[0] else sys.stdout):
         yield
         wait_for_all()
     torch.distributed.destroy_process_group()
+
+
+def launched_processes():
+    """Return (number of processes, this one's GPU) by the variables that torchrun sets.
+
+    (1, 0) without WORLD_SIZE; InputError when one is missing, no number or out of bounds.
+    """
+    if "WORLD_SIZE" not in os.environ:
+        return 1, 0
+    count = launch_number("WORLD_SIZE", 1)
+    if count == 1:
+        return 1, 0
+    if launch_number("RANK", 0) >= count:
+        raise InputError(f"RANK={os.environ['RANK']}: must be below WORLD_SIZE={count}; start "
+                         f"several processes by torchrun, or unset WORLD_SIZE for one")
+    for key in ("MASTER_ADDR", "MASTER_PORT"):
+        if not os.environ.get(key):
+            raise InputError(f"WORLD_SIZE={count} without {key}; start several processes by "
+                             f"torchrun, or unset WORLD_SIZE for one")
+    launch_number("MASTER_PORT", 1)
+    return count, launch_number("LOCAL_RANK", 0)
+
+
+def launch_number(key, least):
+    """Return the number in a variable that torchrun sets; InputError where there is none."""
+    value = os.environ.get(key)
+    if value is None or not re.match(r"\d+$", value) or int(value) < least:
+        raise InputError(f"{key}={'(not set)' if value is None else repr(value)}: must be a "
+                         f"number of at least {least}; start several processes by torchrun, or "
+                         f"unset WORLD_SIZE for one")
+    return int(value)
 
 
 def wait_for_all():
@@ -475,17 +582,38 @@ def load_part(folder, name):
     return Part([f"{name}/{i}" for i in range(len(texts))], texts, labels)
 
 
+class Filimdb(dict):
+    """{part: Part}; asking for a part that the folder does not have raises InputError."""
+
+    def __init__(self, parts, folder):
+        super().__init__(parts)
+        self.folder = folder
+
+    def __missing__(self, name):
+        """Name the file that would hold the part."""
+        raise InputError(f"{os.path.join(self.folder, name)}.texts: no such file, and it is "
+                         f"needed here; `make data` fetches all of FILIMDB")
+
+
 def load_filimdb(data_dir, parts=PARTS):
     """Return {part: Part(ids, texts, labels)} from a folder of PART.texts and PART.labels.
 
-    Raises InputError that names the file, and both counts where they differ. A relative folder is
-    tried from the working folder, then from this file's own.
+    A part without any file is left out, which is said. Raises InputError that names the file, and
+    both counts where they differ. A relative folder is tried from the working folder, then from
+    this file's own.
     """
-    folder = find_path(data_dir)
+    folder, parts = find_path(data_dir), check_many(parts, "parts")
     if not data_dir or not os.path.isdir(folder):
         raise InputError(f"{data_dir}: no such folder; `make data` fetches FILIMDB, data/sample "
                          f"is embedded")
-    data = {name: load_part(folder, name) for name in parts}
+    absent = [name for name in parts if not any(
+        os.path.lexists(os.path.join(folder, name + end)) for end in (".texts", ".labels"))]
+    if len(absent) == len(parts):
+        raise InputError(f"{folder}: holds none of {', '.join(parts)} as PART.texts; `make data` "
+                         f"fetches FILIMDB")
+    if absent:
+        say(f"{folder} has no {', '.join(absent)}: left out")
+    data = Filimdb({name: load_part(folder, name) for name in parts if name not in absent}, folder)
     for name, part in data.items():
         repeated = len(part.texts) - len(set(part.texts))
         if repeated:
@@ -495,6 +623,22 @@ def load_filimdb(data_dir, parts=PARTS):
         if shared:
             warn(f"{len(shared)} reviews stand in {one} and in {two}: a leak")
     return data
+
+
+def pretrain_parts(data_dir, data, transductive=False):
+    """Return {part: texts} that masked LM may see: train, and train_unlabeled where it is there.
+
+    transductive: also the texts, not the labels, of all other parts in `data`.
+    """
+    texts = {"train": data["train"].texts}
+    unlabeled = os.path.join(find_path(data_dir), "train_unlabeled.texts")
+    if os.path.exists(unlabeled):
+        texts["train_unlabeled"] = read_lines(unlabeled)
+    else:
+        say(f"{unlabeled}: not there, so masked LM does without")
+    if transductive:
+        texts.update((part, data[part].texts) for part in data)
+    return texts
 
 
 def subset(part, n, seed=0):
@@ -557,6 +701,7 @@ def vectorize_ex(text, label, seq_len, tokenizer, keep="head", label_ids=LABEL_I
     Raises ValueError for a seq_len under 3 or over the model's, and for an unknown label.
     """
     check_seq_len(seq_len, tokenizer)
+    check_texts([text])
     if label is not None and label not in label_ids:
         raise InputError(f"label {label!r}: known are {', '.join(map(str, label_ids))}")
     pieces = tokenizer.convert_tokens_to_ids(tokenizer.tokenize(whole_characters(text)))
@@ -592,9 +737,8 @@ class Pieces:
 
 def tokenize_all(texts, tokenizer):
     """Return the Pieces of the texts; done once, then found in the cache by content."""
-    words = tokenizer.convert_ids_to_tokens(list(range(len(tokenizer))))
-    kind = words, tokenizer.tokenize("A\u00e9 B")  # cased or not
-    key = digest_of(itertools.chain(kind, map(utf8, texts)))
+    texts = check_many(texts)
+    key = digest_of(itertools.chain([tokenizer_digest(tokenizer)], map(utf8, texts)))
     path = os.path.join(cache_dir("pieces"), key[:32] + ".npy")
     if processes()[0]:
         wait_for_all()  # the first process tokenizes, the others find its table
@@ -606,6 +750,20 @@ def tokenize_all(texts, tokenizer):
     if not processes()[0]:
         wait_for_all()
     return Pieces(table)
+
+
+def tokenizer_digest(tokenizer):
+    """Return the hex SHA-256 of all that decides how a tokenizer splits texts and frames them."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is not None:
+        how = json.loads(backend.to_str())
+        del how["truncation"], how["padding"]  # calls leave them behind; tokenize clears them
+    else:
+        basic = getattr(tokenizer, "basic_tokenizer", None)
+        how = basic and vars(basic), getattr(tokenizer, "added_tokens_encoder", None)
+    return digest(tokenizer.convert_ids_to_tokens(list(range(len(tokenizer)))), how,
+                  [getattr(tokenizer, key + "_id") for key in SPECIAL],
+                  tokenizer.tokenize("A\u00e9 B\u96fb\u5f71, a.b [MASK]don't"))
 
 
 def whole_characters(text):
@@ -667,6 +825,9 @@ def tokenize(texts, tokenizer, chunk=500):
 CACHED = 2 ** 19  # attention weights that a core works on at once: 2 MB, about its cache
 
 
+_beginning = threading.Lock()  # the number of threads that `begin` sets is the process's
+
+
 @functools.lru_cache(maxsize=None)
 def lone_threads(n):
     """Return a pool of n threads that compute alone: none waits for another after every call."""
@@ -678,9 +839,10 @@ def lone_threads(n):
         torch.set_grad_enabled(False)
         everyone.wait(60)
 
-    pool = ThreadPoolExecutor(n, initializer=begin)
-    list(pool.map(int, range(n)))  # all have begun ...
-    torch.set_num_threads(n)  # ... and threads of others, if they begin later, have n again
+    with _beginning:
+        pool = ThreadPoolExecutor(n, initializer=begin)
+        list(pool.map(int, range(n)))  # all have begun ...
+        torch.set_num_threads(n)  # ... and threads of others, if they begin later, have n again
     return pool
 
 
@@ -712,6 +874,11 @@ class Dropout(torch.nn.Dropout):
             return super().forward(x)
         cut, share = cut_of(self.p)
         return x * keep_mask(x.shape, cut, next_seed()).div_(share)
+
+    def __setstate__(self, state):
+        """Let a pickled model find its attention in the process that it comes to."""
+        super().__setstate__(state)
+        register_attention()
 
 
 def cut_of(p):
@@ -826,26 +993,41 @@ def cpu_attention(module, query, key, value, attention_mask, dropout=0.0, scalin
     return out.contiguous().to(kind), None
 
 
+ATTENTION = "cpu_attention_of_" + __name__  # a copy of this file has a random stream of its own
+
+
+def register_attention():
+    """Make `cpu_attention` known to this process's transformers; ImportError if it is too old."""
+    from transformers import AttentionInterface, AttentionMaskInterface
+    from transformers.masking_utils import sdpa_mask
+    AttentionInterface.register(ATTENTION, cpu_attention)
+    AttentionMaskInterface.register(ATTENTION, sdpa_mask)
+
+
 def use_own_dropout(model):
     """Make a model drop and attend as this section does; transformers 2.1 keeps its own."""
     with contextlib.suppress(ImportError):
-        from transformers import AttentionInterface, AttentionMaskInterface
-        from transformers.masking_utils import sdpa_mask
-        name = "cpu_attention_of_" + __name__  # a copy of this file has a random stream of its own
-        AttentionInterface.register(name, cpu_attention)
-        AttentionMaskInterface.register(name, sdpa_mask)
+        register_attention()
         for module in model.modules():
             if type(module) is torch.nn.Dropout:
                 module.__class__ = Dropout
             if isinstance(module, BertModel):
-                module.set_attn_implementation(name)
+                module.set_attn_implementation(ATTENTION)
 
 
 # ---- model -------------------------------------------------------------------------------------
 
+PUZZLES = {  # what a library says (a regular expression): what it means here
+    "(?i)weights.only": "the file is damaged, or holds more than tensors",  # not its advice, ever
+    "ignore_mismatched_sizes": "its tensors have other shapes than config.json says"}
+
+
 def one_line(error):
-    """Return an exception as one short line."""
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+    """Return an exception as one short line that a terminal shows as it is."""
+    text = printable(str(error))
+    for sign, meaning in PUZZLES.items():
+        text = meaning if re.search(sign, text) else text
+    return f"{type(error).__name__}: {' '.join(text.split())[:200]}"
 
 
 def pick_device(device=""):
@@ -859,39 +1041,53 @@ def pick_device(device=""):
     return chosen
 
 
+HEADS = {"classifier": BertModel, "mlm": BertForPreTraining,
+         "trained": BertForSequenceClassification}  # what load_bert reads for each head
+
+
+@exclusive
 def load_bert(model=None, head="classifier", dropout=0.1, attention_dropout=0.1, seed=0,
               num_labels=2):
     """Load a pretrained BERT: return (model in eval mode on the CPU, tokenizer).
 
     model: a local folder (config.json, vocab.txt, weights) or a name on the hub; the argument
     beats BERT_MODEL from the environment, which beats bert-base-uncased. head: "classifier" (a
-    new layer over the pooler, N(0, 0.02) by `seed`, the same on both stacks) or "mlm" (the
-    checkpoint's masked-LM head, tied to the embeddings; what it lacks is made new).
+    new layer over the pooler, N(0, 0.02) by `seed`, the same on both stacks), "mlm" (the
+    checkpoint's masked-LM head, tied to the embeddings; what it lacks is made new) or "trained"
+    (the checkpoint's classifier).
     Raises InputError that says what was tried and how to give a local folder.
     """
     name = model or default_model()
     folder = find_path(name)
-    if not os.path.isdir(folder) and (name.startswith((".", "/", "~")) or name.count("/") > 1):
+    if os.path.isdir(folder):
+        check_folder(folder, name)
+    elif name.startswith((".", "/", "~")) or name.count("/") > 1:
         raise InputError(f"model {name!r}: no such folder; give one that holds config.json, "
                          f"vocab.txt and pytorch_model.bin")
     with quiet_transformers():
-        config = attempt("config.json", name, BertConfig.from_pretrained, folder)
+        entries = attempt("config.json", name, config_entries, folder)
+        check_entries(entries, BERT_SETTINGS["only"], f"model {name!r}: its config.json")
+        check_activation(entries, name)
+        config = attempt("config.json", name, BertConfig.from_dict, {
+            key: value for key, value in entries.items()
+            if key not in BERT_SETTINGS["left out"] and key not in BERT_SETTINGS["only"]})
         config.hidden_dropout_prob, config.num_labels = dropout, num_labels
         config.attention_probs_dropout_prob = attention_dropout
-        loader = BertForPreTraining if head == "mlm" else BertModel
+        loader = HEADS[head]
         bert, info = attempt("weights", name, loader.from_pretrained, folder, config=config,
                              output_loading_info=True)
         tokenizer = attempt("vocab.txt", name, BertTokenizer.from_pretrained, folder,
                             do_lower_case=True)
-    named = dict(bert.named_parameters())  # transformers 2.1 puts "bert." before a BertModel's
-    missing = sorted(key if key in named else key.replace("bert.", "", 1)
-                     for key in info["missing_keys"] if "position_ids" not in key)
-    new = [key for key in missing if key.startswith(("cls.", "pooler.", "bert.pooler."))]
-    lacking = [key for key in missing if key not in new]
-    if lacking:
-        raise InputError(f"model {name!r}: its weights lack {len(lacking)} tensors of a BERT "
-                         f"({lacking[0]}, ...); give a whole BERT")
+    new = new_layers(bert, info, folder, name)
+    unused = [key for key in info["unexpected_keys"] if re.match(r"classifier\b", key)]
+    if head == "classifier" and not WEIGHTS_ONLY:  # transformers 2.1 names no key outside "bert."
+        unused = "BertForSequenceClassification" in (getattr(config, "architectures", 0) or [])
+    if unused:
+        warn(f"model {name!r} holds a trained classifier, which is not taken; load_classifier or "
+             f"--load takes one that save_classifier or --save wrote")
     check_tokenizer(tokenizer, config, name)
+    check_vocabularies(tokenizer, folder, name)
+    fit_embeddings(bert, config, tokenizer)
     fill_new(bert, new, seed)
     if head == "classifier":
         bert, encoder = BertForSequenceClassification(config), bert
@@ -901,17 +1097,201 @@ def load_bert(model=None, head="classifier", dropout=0.1, attention_dropout=0.1,
     return bert.float().eval(), tokenizer
 
 
+# What changes what BERT computes, in config.json: followed (and part of `model_digest`); set by
+# load_bert's arguments; left out, so that the library's default holds; or no other than that.
+BERT_SETTINGS = {
+    "followed": ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads",
+                 "intermediate_size", "hidden_act", "max_position_embeddings", "type_vocab_size",
+                 "layer_norm_eps"),
+    "arguments": ("hidden_dropout_prob", "attention_probs_dropout_prob", "num_labels"),
+    "left out": ("classifier_dropout",  # so that `dropout` is meant
+                 "chunk_size_feed_forward", "gradient_checkpointing", "use_cache",  # memory only
+                 "attn_implementation", "_attn_implementation", "dtype", "torch_dtype",
+                 "output_attentions", "output_hidden_states", "return_dict", "torchscript",
+                 "pad_token_id", "problem_type", "initializer_range"),
+    "only": {"model_type": "bert", "is_decoder": False, "add_cross_attention": False,
+             "is_encoder_decoder": False, "position_embedding_type": "absolute",
+             "tie_word_embeddings": True, "pruned_heads": {}, "use_bfloat16": False,
+             "quantization_config": None, "per_layer_config": None}}
+SPECIAL = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]",
+           "mask_token": "[MASK]"}
+SAFETENSORS = hasattr(getattr(transformers, "utils", None), "SAFE_WEIGHTS_NAME")  # not in 2.1
+FOREIGN_WEIGHTS = {  # how a file's name ends: whose weights it holds
+    ".h5": "TensorFlow's", ".ckpt.index": "TensorFlow's", ".ckpt.meta": "TensorFlow's",
+    ".msgpack": "Flax's", ".onnx": "ONNX's", "adapter_config.json": "an adapter's"}
+NOT_THE_FILE = {  # how a file begins: what it is, and the remedy
+    b"version https://git-lfs": "is a Git LFS pointer, not the file itself; run `git lfs pull` "
+                                "where it was cloned, or download the file",
+    b"\xef\xbb\xbf": "begins with a byte-order mark; save it as UTF-8 without one",
+    b"<!doctype html": "is a web page; download the file itself",
+    b"<html": "is a web page; download the file itself"}
+
+
+def check_folder(folder, name):
+    """Refuse a folder that cannot be a model's, and say what it is and what to give instead."""
+    names = sorted(os.listdir(folder))
+    if not names:
+        raise InputError(f"model {name!r}: {os.path.abspath(folder)} is an empty folder; fill it, "
+                         f"or remove it to have the hub's model of that name")
+    if "snapshots" in names:
+        inside = sorted(glob.glob(os.path.join(glob.escape(folder), "snapshots", "*")))
+        raise InputError(f"model {name!r}: a folder of the hub's cache; give the one in it that "
+                         f"holds config.json: {inside[-1] if inside else 'none is there'}")
+    for one in names:
+        if one.startswith(("config.json", "vocab.txt", "tokenizer", "pytorch_model", "model.")):
+            with contextlib.suppress(OSError), open(os.path.join(folder, one), "rb") as file:
+                head = file.read(200).lstrip().lower()
+                for sign, what in NOT_THE_FILE.items():
+                    if head.startswith(sign):
+                        raise InputError(f"model {name!r}: its {one} {what}")
+    if not any(one.startswith(("pytorch_model", "model.safetensors")) for one in names):
+        for end, whose in FOREIGN_WEIGHTS.items():
+            for one in names:
+                if one.endswith(end):
+                    raise InputError(f"model {name!r}: holds {whose} weights only ({one}); give "
+                                     f"the same model's PyTorch weights, pytorch_model.bin")
+    elif not SAFETENSORS and not any(one.startswith("pytorch_model") for one in names):
+        raise InputError(f"model {name!r}: holds model.safetensors only, which transformers "
+                         f"{transformers.__version__} cannot read; give pytorch_model.bin")
+
+
+def config_entries(folder):
+    """Return the entries of config.json, a dict, in a local folder or on the hub."""
+    if not os.path.isdir(folder):
+        return BertConfig.from_pretrained(folder).to_dict()
+    with open(os.path.join(folder, "config.json"), encoding="utf-8") as file:
+        entries = json.load(file)
+    if not isinstance(entries, dict):
+        raise TypeError("it holds no table of settings")
+    return entries
+
+
+def check_entries(entries, only, where):
+    """Refuse entries with a value other than the `only` one: it would be dropped, or misled by."""
+    for key, allowed in only.items():
+        value = entries.get(key)
+        if value is not None and value != allowed and (value or allowed):
+            raise InputError(f"{where} says {key}: {json.dumps(value)}; only "
+                             f"{json.dumps(allowed)} is supported: give a BERT made with it")
+
+
+def check_activation(entries, name):
+    """Refuse a hidden_act that this stack does not have."""
+    try:
+        from transformers.activations import ACT2FN
+    except ImportError:
+        from transformers.modeling_bert import ACT2FN
+    value = entries.get("hidden_act", "gelu")
+    if not isinstance(value, str) or value not in ACT2FN:
+        raise InputError(f"model {name!r}: its config.json says hidden_act: {json.dumps(value)}; "
+                         f"transformers {transformers.__version__} has {', '.join(ACT2FN)}")
+
+
 def attempt(what, name, load, *args, **kwargs):
     """Return load(...); turn any failure into one clear error that names the model."""
     try:
         return load(*args, **kwargs)
     except Exception as error:
-        if not WEIGHTS_ONLY:  # PyTorch 1.3 aborts when it frees a tensor that it read by half
-            ctypes.pythonapi.Py_IncRef(ctypes.py_object(error))
-        raise InputError(
-            f"model {name!r}: its {what} could not be loaded, neither from a local folder nor "
-            f"from the hub ({one_line(error)}); give a folder with config.json, vocab.txt and "
-            f"pytorch_model.bin as model=, --model or BERT_MODEL") from None
+        keep_alive(error)
+        folder = find_path(name)
+        place = "" if os.path.isdir(folder) else " from the hub, nor is there such a folder"
+        fault = weights_fault(folder) if what == "weights" else ""
+        raise InputError(f"model {name!r}: its {what} could not be loaded{place}" + (
+            f": {fault}" if fault else
+            f" ({one_line(error)}); give a folder with config.json, vocab.txt and "
+            f"pytorch_model.bin as model=, --model or BERT_MODEL")) from None
+
+
+def keep_alive(error):
+    """Never free an exception: PyTorch 1.3 aborts when it frees a tensor that it read by half."""
+    if not WEIGHTS_ONLY:
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(error))
+
+
+def stored_weights(folder):
+    """Return what lies in a folder's file of weights, or None: {name: tensor} in a sound one.
+
+    Of model.safetensors, which today's stack prefers, the values are descriptions.
+    """
+    path = os.path.join(folder, "model.safetensors")
+    if SAFETENSORS and os.path.isfile(path):
+        with open(path, "rb") as file:
+            return json.loads(file.read(int.from_bytes(file.read(8), "little")).decode())
+    path = os.path.join(folder, "pytorch_model.bin")
+    return torch.load(path, map_location="cpu", **WEIGHTS_ONLY) if os.path.isfile(path) else None
+
+
+def weights_fault(folder, lacking=()):
+    """Return what is wrong with a folder's weights and the remedy, or "" where it is not known.
+
+    lacking: the names of tensors that were looked for in vain.
+    """
+    whole = ("pytorch_model.bin holds a whole pickled model or other objects, not only tensors; "
+             "save the model anew: torch.save(model.state_dict(), 'pytorch_model.bin')")
+    try:
+        stored = stored_weights(folder)
+    except Exception as error:
+        keep_alive(error)
+        return whole if "GLOBAL" in str(error) else ""
+    if isinstance(stored, torch.nn.Module):
+        return whole
+    for key, value in stored.items() if isinstance(stored, dict) else ():
+        if isinstance(value, dict) and any(map(torch.is_tensor, value.values())):
+            return (f"pytorch_model.bin holds them in a dict, under {key!r}; save them alone: "
+                    f"torch.save(torch.load(FILE)[{key!r}], FILE)")
+        match = re.match(r"(.+\.)(bert\.)?embeddings\.word_embeddings\.weight$", key)
+        start = match.group(1).replace("bert.", "") if match else ""
+        if start and lacking and all(
+                {start + one, start + "bert." + one} & set(stored) for one in lacking):
+            return (f"their names begin with {start!r}; save them without it: torch.save("
+                    f"{{key[{len(start)}:]: value for key, value in torch.load(FILE).items()}}, "
+                    f"FILE)")
+    return ""
+
+
+def new_layers(bert, info, folder, name):
+    """Return the names of the parameters that a checkpoint lacks and that are made new.
+
+    InputError where it lacks any other, or holds some of an encoder that have no place.
+    """
+    named = dict(bert.named_parameters())  # transformers 2.1 puts "bert." before a BertModel's
+    missing = {key if key in named else key.replace("bert.", "", 1)
+               for key in info["missing_keys"] if "position_ids" not in key}
+    if not SAFETENSORS and "cls.predictions.bias" in named and os.path.isdir(folder):
+        stored = stored_weights(folder)  # where names have no "bert." 2.1 says nothing of heads
+        missing.update(key for key in named if key.startswith("cls.") and key not in stored)
+    new = sorted(key for key in missing if key.startswith(("cls.", "pooler.", "bert.pooler.")))
+    lacking = sorted(missing - set(new))
+    if lacking:
+        fault = weights_fault(folder, [key.replace("bert.", "", 1) for key in lacking])
+        raise InputError(f"model {name!r}: its weights lack {len(lacking)} tensors of a BERT "
+                         f"({lacking[0]}, ...); {fault or 'give a whole BERT'}")
+    unplaced = sorted(key for key in info["unexpected_keys"] if "position_ids" not in key
+                      and re.match(r"(bert\.)?(embeddings|encoder)\.", key))
+    if unplaced:
+        raise InputError(f"model {name!r}: its weights hold {len(unplaced)} tensors that its "
+                         f"config.json has no place for ({unplaced[0]}, ...); give the "
+                         f"config.json that they were saved with")
+    return new
+
+
+def fit_embeddings(bert, config, tokenizer):
+    """Cut embeddings and the masked-LM head's outputs to the vocabulary; name its padding."""
+    encoder, n = getattr(bert, "bert", bert), len(tokenizer)
+    words = encoder.embeddings.word_embeddings
+    words.padding_idx = tokenizer.pad_token_id
+    if words.num_embeddings == n:
+        return
+    words.weight = torch.nn.Parameter(words.weight.detach()[:n].clone())
+    words.num_embeddings = n
+    if bert is not encoder:
+        head = bert.cls.predictions
+        head.bias = torch.nn.Parameter(head.bias.detach()[:n].clone())
+        head.decoder.weight, head.decoder.out_features = words.weight, n
+        if head.decoder.bias is not None:
+            head.decoder.bias = head.bias
+    for one in (config, bert.config, encoder.config):
+        one.vocab_size = n
 
 
 def fill_new(model, names, seed):
@@ -926,28 +1306,59 @@ def fill_new(model, names, seed):
 
 def check_tokenizer(tokenizer, config, name):
     """Refuse a vocabulary that does not fit or is cased; give the tokenizer its model's limit."""
-    if len(tokenizer) != config.vocab_size:
+    tokenizer.model_max_length = config.max_position_embeddings
+    tokenizer.max_len = int(1e12)  # transformers 2.1 warns past it, but vectorize_ex cuts itself
+    getattr(tokenizer, "deprecation_warnings", {})[  # and today's, once
+        "sequence-length-is-longer-than-the-specified-maximum"] = True
+    fast = getattr(tokenizer, "backend_tokenizer", None)
+    vocabulary = fast.get_vocab(with_added_tokens=False) if fast else tokenizer.vocab
+    special = [getattr(tokenizer, key) for key in SPECIAL]
+    lacking = [word for word in special if word not in vocabulary]
+    if lacking:
+        raise InputError(f"model {name!r}: its vocabulary lacks {', '.join(lacking)}; is "
+                         f"vocab.txt there, and this model's?")
+    added = [word for word in tokenizer.added_tokens_encoder if word not in special]
+    if added:
+        raise InputError(f"model {name!r}: tokens were added to its tokenizer "
+                         f"({', '.join(added[:3])}), which vocab.txt cannot say; give the model "
+                         f"as it was before that")
+    check_entries(tokenizer.init_kwargs, dict({"do_basic_tokenize": True, "never_split": None}, **(
+        {} if fast else {"strip_accents": True})), f"model {name!r}: its tokenizer_config.json")
+    spare = config.vocab_size - len(tokenizer)
+    if 0 < spare < 128 and config.vocab_size % 8 == 0:
+        warn(f"model {name!r}: its embeddings have {config.vocab_size} rows for "
+             f"{len(tokenizer)} vocabulary entries, as padded to a multiple of 8; the last "
+             f"{spare} are left out")
+    elif spare:
         raise InputError(f"model {name!r}: its vocabulary has {len(tokenizer)} entries, its "
                          f"embeddings {config.vocab_size}; is vocab.txt there, and this model's?")
     ids = list(range(len(tokenizer)))
     words = tokenizer.convert_ids_to_tokens(ids)
     if None in words or tokenizer.convert_tokens_to_ids(words) != ids:
-        raise InputError(f"model {name!r}: its vocabulary of {config.vocab_size} pieces names one "
+        raise InputError(f"model {name!r}: its vocabulary of {len(tokenizer)} pieces names one "
                          f"twice; vocab.txt is damaged")
     cased = sum(word != word.lower() and word[0] != "[" for word in words)
     if tokenizer.tokenize("Good") != tokenizer.tokenize("good") or cased > len(words) // 100:
         raise InputError(f"model {name!r}: its vocabulary is cased; use an uncased BERT")
-    tokenizer.model_max_length = config.max_position_embeddings
-    tokenizer.max_len = int(1e12)  # transformers 2.1 warns past it, but vectorize_ex cuts itself
-    getattr(tokenizer, "deprecation_warnings", {})[  # and today's, once
-        "sequence-length-is-longer-than-the-specified-maximum"] = True
 
 
-def save_bert(folder, model, tokenizer, note, history=None):
+def check_vocabularies(tokenizer, folder, name):
+    """Refuse a folder whose tokenizer.json, which today's stack reads, is not its vocab.txt's."""
+    paths = [os.path.join(folder, one) for one in ("tokenizer.json", "vocab.txt")]
+    if all(map(os.path.isfile, paths)):
+        with open(paths[1], encoding="utf-8") as file:
+            words = [line.rstrip("\n") for line in file]
+        if words != tokenizer.convert_ids_to_tokens(list(range(len(tokenizer)))):
+            raise InputError(f"model {name!r}: its tokenizer.json and vocab.txt hold different "
+                             f"vocabularies; remove the wrong one")
+
+
+def save_bert(folder, model, tokenizer, note, history=None, replace=False, **entries):
     """Write a folder that `load_bert` reads on both stacks; it appears whole or not at all.
 
     note: a dict for note.json, which also gets the SHA-256 of the weights, and a checksum of all
-    that makes the model. history: for history.json and .csv.
+    that makes the model. history: for history.json and .csv. replace: take the place of a folder
+    that is there; else that one stays. entries: of config.json, beside the model's own.
     """
     state = {key: value.cpu() for key, value in model.state_dict().items()}
     config = {key: value for key, value in model.config.to_dict().items()
@@ -958,7 +1369,10 @@ def save_bert(folder, model, tokenizer, note, history=None):
         clear_asides(folder)
         aside = tempfile.mkdtemp(dir=parent, prefix=name, suffix=".tmp")
         try:
-            save_json(os.path.join(aside, "config.json"), dict(config, model_type="bert"))
+            config.update(model_type="bert", **entries)
+            save_json(os.path.join(aside, "config.json"), config)
+            save_json(os.path.join(aside, "tokenizer_config.json"), tokenizer_entries(
+                tokenizer, model.config.max_position_embeddings))
             with written_whole(os.path.join(aside, "vocab.txt")) as file:
                 file.writelines(word + "\n" for word in tokenizer.convert_ids_to_tokens(
                     list(range(len(tokenizer)))))
@@ -969,19 +1383,53 @@ def save_bert(folder, model, tokenizer, note, history=None):
             note = dict(note, sha256=file_digest(os.path.join(aside, "pytorch_model.bin")))
             save_json(os.path.join(aside, "note.json"), dict(note, checksum=seal(aside, note)))
             os.chmod(aside, 0o755)
-            try:
-                os.rename(aside, folder)
-            except OSError:
-                if not os.path.isdir(folder):  # else another process was first, with the same
-                    raise
+            (replace_folder if replace else rename_if_first)(aside, folder)
         finally:
             shutil.rmtree(aside, ignore_errors=True)
 
 
+def rename_if_first(aside, folder):
+    """Rename a folder, unless another process was first, with the same."""
+    try:
+        os.rename(aside, folder)
+    except OSError:
+        if not os.path.isdir(folder):
+            raise
+
+
+def replace_folder(aside, folder):
+    """Rename a folder to take the place of another, which is removed, or back after an error."""
+    older = aside[:-len(".tmp")] + ".older"
+    with contextlib.suppress(FileNotFoundError):
+        os.rename(folder, older)
+    try:
+        os.rename(aside, folder)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.rename(older, folder)
+        raise
+    shutil.rmtree(older, ignore_errors=True)
+
+
+def tokenizer_entries(tokenizer, limit):
+    """Return what tokenizer_config.json holds, for load_bert and for transformers' own loaders.
+
+    Beside what those want: the settings that are other than BERT's usual.
+    """
+    usual = dict(SPECIAL, tokenize_chinese_chars=True, strip_accents=None)
+    entries = dict({key: tokenizer.init_kwargs.get(key, usual[key]) for key in usual},
+                   **{key: getattr(tokenizer, key) for key in SPECIAL})
+    return dict({"do_lower_case": True, "tokenizer_class": "BertTokenizer",
+                 "model_max_length": limit},
+                **{key: value for key, value in entries.items() if value != usual[key]})
+
+
 def seal(folder, note):
     """Return the checksum of a note and of the files that make its folder a model."""
-    return digest(note, *(file_digest(os.path.join(folder, name)) for name in (
-        "config.json", "vocab.txt", "pytorch_model.bin")))
+    paths = [os.path.join(folder, name) for name in (
+        "config.json", "vocab.txt", "pytorch_model.bin", "tokenizer_config.json")]
+    return digest(note, *(file_digest(path) for path in paths[:3] + [
+        path for path in paths[3:] if os.path.exists(path)]))
 
 
 def weights_digest(model):
@@ -989,6 +1437,15 @@ def weights_digest(model):
     return digest(*itertools.chain.from_iterable(
         (name, value.cpu().numpy()) for name, value in sorted(model.state_dict().items())
         if not name.endswith("position_ids")))
+
+
+def model_digest(model, tokenizer):
+    """Return the hex SHA-256 of all of a loaded model that decides what comes of it.
+
+    Weights, what it follows of config.json, the tokenizer; not load_bert's own arguments.
+    """
+    return digest(weights_digest(model), tokenizer_digest(tokenizer),
+                  {key: getattr(model.config, key) for key in BERT_SETTINGS["followed"]})
 
 
 # ---- batches -----------------------------------------------------------------------------------
@@ -1092,6 +1549,7 @@ def lr_factor(progress, warmup, decay="linear"):
 # ---- training loop -----------------------------------------------------------------------------
 
 CHECKPOINT_SECONDS = 60  # between checkpoints; each is some 3 times the weights' size
+CHECKPOINT_DAYS = 7      # that a checkpoint waits for the command that goes on from it
 EVALUATIONS = 4          # points of a run's learning curve, evenly over its progress
 
 
@@ -1165,9 +1623,12 @@ def sparse_embeddings(model, device):
             words.weight.grad = words.weight.grad.to_dense()
 
 
-def accumulate(model, window, targets, forward, device, precision="auto"):
-    """Add up the gradients of a window's mean loss; return the loss, None if memory ran out."""
-    parameters, seed = [p for p in model.parameters() if p.requires_grad], torch.initial_seed()
+def accumulate(model, window, targets, forward, device, precision="auto", seed=0):
+    """Add up the gradients of a window's mean loss; return the loss, None if memory ran out.
+
+    seed: of what is dropped on a CPU today; a GPU, and PyTorch 1.3, drop by PyTorch's generator.
+    """
+    parameters = [p for p in model.parameters() if p.requires_grad]
 
     def gradients(numbered):
         number, batch = numbered
@@ -1203,7 +1664,7 @@ def fit(model, batches, n_steps, steps_per_epoch, forward, config, evaluate=None
 
     batches(step) gives the micro-batches of a step, forward is classifier_forward or mlm_forward,
     evaluate(model) gives a dict of figures, at the start and EVALUATIONS times. run: the
-    checkpoint's file; the run goes on from it, bit for bit, and leaves one on Ctrl-C.
+    checkpoint's file; the run goes on from it, on a CPU bit for bit, and leaves one on Ctrl-C.
     Raises Diverged when the loss or the gradient is NaN or infinite.
     """
     device, rank, halvings = next(model.parameters()).device, processes()[0], 0
@@ -1229,12 +1690,13 @@ def fit(model, batches, n_steps, steps_per_epoch, forward, config, evaluate=None
             lr = config.lr * lr_factor(progress, config.warmup, config.decay)
             for group in optimizer.param_groups:
                 group["lr"] = lr
-            torch.manual_seed(seed_of("dropout", config.seed, step, *([rank] if rank else [])))
+            seed = seed_of("dropout", config.seed, step, *([rank] if rank else []))
+            torch.manual_seed(seed)
             window = batches(step)
             for _ in range(halvings):
                 window = halved(window)
             targets = count_targets(window)  # of the whole accumulation window
-            loss = accumulate(model, window, targets, forward, device, config.precision)
+            loss = accumulate(model, window, targets, forward, device, config.precision, seed)
             if loss is None:
                 clear_gradients(model)
                 halvings += 1
@@ -1252,7 +1714,8 @@ def fit(model, batches, n_steps, steps_per_epoch, forward, config, evaluate=None
                 clear_gradients(model)
                 step += 1
                 row = dict(step=step, epoch=step / steps_per_epoch, lr=lr, grad_norm=norm,
-                           loss=loss, targets=targets, seconds=time.time() - started)
+                           loss=loss if targets else None, targets=targets,
+                           seconds=time.time() - started)
                 if evaluate and int(progress * EVALUATIONS) > int(before * EVALUATIONS):
                     row["due"] = True
                 history.append(row)
@@ -1260,7 +1723,8 @@ def fit(model, batches, n_steps, steps_per_epoch, forward, config, evaluate=None
                 measure_due(row, evaluate, model)
                 progress = progress_at(step)  # measuring takes time too
             for key in row if writer else ():
-                writer.add_scalar(key, row[key], step)
+                if row[key] is not None:  # a loss of no targets
+                    writer.add_scalar(key, row[key], step)
             bar.update(1)
             if run and not rank and time.time() - saved > CHECKPOINT_SECONDS:
                 checkpoint(run, model, optimizer, history, time.time() - started)
@@ -1330,12 +1794,57 @@ def resume(path, model, optimizer):
     return step, state["history"], state["seconds"]
 
 
+@contextlib.contextmanager
+def tended(path):
+    """Hold the lock on a run's checkpoint; before, tend those that other runs have left."""
+    if not processes()[0]:
+        tend_checkpoints(path)
+    with locked(path + ".lock") as mine:
+        try:
+            yield
+        finally:
+            if mine:
+                forget(path + ".lock")
+
+
+_told = set()  # checkpoints that this process has named already
+
+
+def tend_checkpoints(own):
+    """Say once what checkpoints wait in the cache; remove those that wait for nobody.
+
+    These are older than CHECKPOINT_DAYS, and no running process holds their lock. own: the
+    checkpoint of the run that begins.
+    """
+    waiting, removed = {}, {}  # {file: MB}
+    for path in [path for folder in (cache_dir("runs"), cache_dir("pretrained"))
+                 for path in glob.glob(os.path.join(glob.escape(folder), "*.checkpoint*"))]:
+        run = path[:path.rindex(".checkpoint")] + ".checkpoint"  # path: this, its lock, a damaged
+        if run == own:
+            continue
+        with contextlib.suppress(OSError, InputError), locked(run + ".lock") as mine:
+            if mine:
+                size, age = os.path.getsize(path) / 2 ** 20, time.time() - os.path.getmtime(path)
+                if age > 86400 * CHECKPOINT_DAYS:
+                    os.remove(path)
+                    removed[path] = size
+                elif path == run:
+                    waiting[path] = size
+                forget(run + ".lock")
+    if removed or set(waiting) - _told:
+        say(f"checkpoints of stopped runs in {cache_dir()}: {len(waiting)} "
+            f"({sum(waiting.values()):,.1f} MB) wait, {CHECKPOINT_DAYS} days at most, for the "
+            f"command that goes on from them; {len(removed)} ({sum(removed.values()):,.1f} MB) "
+            f"older than that removed")
+    _told.update(waiting)
+
+
 def open_writer(log_dir):
     """Return a TensorBoard writer when log_dir asks for one and one is installed, else None."""
     try:
         if log_dir:
             from torch.utils.tensorboard import SummaryWriter
-            return SummaryWriter(log_dir)
+            return SummaryWriter(os.path.expanduser(log_dir))
     except Exception as error:
         warn(f"no TensorBoard log ({one_line(error)}): it needs tensorboard >= 1.14, which the "
              f"pinned 1.9 is not")
@@ -1358,9 +1867,19 @@ def save_history(stem, history):
 
 # ---- classifier: train, predict, classify ------------------------------------------------------
 
+def check_many(values, what="texts"):
+    """Return values as a list; refuse one string, and a mapping or table: they give keys."""
+    if isinstance(values, (str, bytes)):
+        raise InputError(f"{what}: one string, {values[:20]!r}; give a list of strings")
+    if isinstance(values, collections.abc.Mapping) or hasattr(values, "columns") or not hasattr(
+            values, "__iter__"):
+        raise InputError(f"{what}: of type {type(values).__name__}; give a list of strings")
+    return list(values)
+
+
 def check_texts(texts, labels=None):
     """Return (texts, label ids) as lists; refuse what cannot be trained on or classified."""
-    texts, labels = list(texts), None if labels is None else list(labels)
+    texts, labels = check_many(texts), None if labels is None else check_many(labels, "labels")
     for i, text in enumerate(texts):
         if not isinstance(text, str):
             raise InputError(f"text {i} is of type {type(text).__name__}; texts are strings")
@@ -1382,11 +1901,13 @@ def start(config, head, content):
     """Return (model on its device, tokenizer, key of the run) for `train` and `pretrain`."""
     model, tokenizer = load_bert(config.model, head, config.dropout, config.attention_dropout,
                                  config.seed)
-    known = head, settings(config), weights_digest(model), VERSIONS, RESULTS_VERSION
+    known = (head, named_settings(config), model_digest(model, tokenizer), VERSIONS,
+             RESULTS_VERSION)
     key = digest_of(itertools.chain(known, content))[:32]
     return model.to(pick_device(config.device)), tokenizer, key
 
 
+@exclusive
 def train(texts, labels, pretrain_params=None, dev=None, n_eval=500, log_dir="", save_as="",
           hold=False, **overrides):
     """Fine-tune BERT on all the given reviews; return the params that `classify` takes.
@@ -1394,7 +1915,7 @@ def train(texts, labels, pretrain_params=None, dev=None, n_eval=500, log_dir="",
     pretrain_params: what `pretrain` returned: BERT starts from there. dev: (texts, labels) held
     out; n_eval of them, and of the training reviews, give the learning curve. log_dir: of
     TensorBoard. save_as: stem of the history's .json and .csv. overrides: fields of Config.
-    An unfinished run of the same texts, labels, weights and settings is resumed; a finished one is
+    An unfinished run of the same texts, labels, model and settings is resumed; a finished one is
     never reused, unless hold=True leaves it to the same call until forget(params["run"]).
     """
     config = make_config(**overrides)
@@ -1402,6 +1923,8 @@ def train(texts, labels, pretrain_params=None, dev=None, n_eval=500, log_dir="",
         config = dataclasses.replace(config, model=pretrained_folder(pretrain_params))
         say(f"training starts from {describe(pretrain_params)}")
     texts, label_ids = check_texts(texts, labels)
+    if dev and (isinstance(dev, str) or len(dev) != 2):
+        raise InputError("dev must be (texts, labels): of a Part, part[1:]")
     if len(set(label_ids)) < 2:
         raise InputError("the training reviews do not carry both labels, neg and pos")
     curves = {"train": (texts, label_ids), "dev": check_texts(*dev)} if dev else {}
@@ -1423,8 +1946,9 @@ def train(texts, labels, pretrain_params=None, dev=None, n_eval=500, log_dir="",
         batches = classifier_batches(prepare(texts, tokenizer, config), label_ids, config,
                                      tokenizer, next(model.parameters()).device)
         run = os.path.join(cache_dir("runs"), key + ".checkpoint")
-        history = fit(model, batches, config.epochs * per_epoch, per_epoch, classifier_forward,
-                      config, evaluate if dev else None, run, log_dir)
+        with tended(run):
+            history = fit(model, batches, config.epochs * per_epoch, per_epoch,
+                          classifier_forward, config, evaluate if dev else None, run, log_dir)
     if not hold:
         forget(run)
     elif not processes()[0]:
@@ -1504,21 +2028,99 @@ def measure(model, pieces, label_ids, tokenizer, config):
             "accuracy": float((logits.argmax(1) == targets).float().mean())}
 
 
+LABELS = sorted(LABEL_IDS, key=LABEL_IDS.get)  # in the order of the model's outputs
+
+
 def classify(texts, params, **overrides):
-    """Return the label of each text, in order; params is what `train` returned."""
+    """Return the label of each text, in order; params: of `train` or `load_classifier`."""
+    logits = classifier_logits(texts, params, **overrides)
+    return [LABELS[i] for i in logits.argmax(1).tolist()] if len(logits) else []
+
+
+def probabilities(texts, params, **overrides):
+    """Return each label's probability, float32 (n, 2): columns as in LABEL_IDS, rows sum to 1."""
+    return classifier_logits(texts, params, **overrides).softmax(1)
+
+
+def classifier_logits(texts, params, **overrides):
+    """Return the logits of texts, float32 (n, 2) on the CPU, as params' own settings cut them."""
+    check_params(params)
     config = make_config(vars(params["config"]), **overrides)
     texts, _ = check_texts(texts)
     if not texts:
-        return []
+        return torch.zeros(0, len(LABELS))
     model = params["model"].to(pick_device(config.device))
-    logits = predict_logits(model, prepare(texts, params["tokenizer"], config),
-                            params["tokenizer"], config, "classifying")
-    names = {i: label for label, i in LABEL_IDS.items()}
-    return [names[i] for i in logits.argmax(1).tolist()]
+    return predict_logits(model, prepare(texts, params["tokenizer"], config),
+                          params["tokenizer"], config, "classifying")
+
+
+def check_params(params):
+    """Refuse what neither `train` nor `load_classifier` returned."""
+    if not isinstance(params, dict) or not {"model", "tokenizer", "config"} <= set(params):
+        raise InputError(f"params is of type {type(params).__name__} without model, tokenizer and "
+                         f"config; give what train or load_classifier returned")
+
+
+def check_place(folder):
+    """Return the real path of a place for a classifier; refuse where anything else lies."""
+    place = os.path.realpath(os.path.expanduser(folder))
+    if os.path.lexists(place) and "labels" not in (sound_note(place) or {}) and not (
+            os.path.isdir(place) and not os.listdir(place)):
+        raise InputError(f"{folder}: is there already, and is no sound classifier that "
+                         f"save_classifier wrote; name another folder, or remove it")
+    parent = os.path.dirname(place)
+    if not folder or not os.path.isdir(parent) or not os.access(parent, os.W_OK):
+        raise InputError(f"{folder}: not a place in a folder that can be written; name another")
+    return place
+
+
+def save_classifier(folder, params):
+    """Write a trained classifier as a folder; it appears whole, in the place of an older one.
+
+    `load_classifier` reads it, and so do transformers' own BertForSequenceClassification and
+    BertTokenizer, on either stack, whichever wrote it.
+    """
+    check_params(params)
+    place = check_place(folder)
+    for parameter in params["model"].parameters():
+        finite(parameter)
+    config = params["config"]
+    note = {"labels": LABELS, "model": config.model, "config": settings(config),
+            "versions": VERSIONS, "pretrained": params.get("pretrained")}
+    save_bert(place, params["model"], params["tokenizer"], note,
+              params.get("history"), replace=True, num_labels=len(LABELS), label2id=LABEL_IDS,
+              id2label=dict(enumerate(LABELS)), architectures=["BertForSequenceClassification"])
+
+
+def load_classifier(folder):
+    """Return what `train` returned, from a folder of `save_classifier`; InputError if damaged."""
+    place = find_path(folder)
+    if not folder or not os.path.isdir(place):
+        raise InputError(f"{folder}: no such folder; give one that save_classifier, or --save, "
+                         f"wrote")
+    note = sound_note(place)
+    if note is None and os.path.exists(os.path.join(place, "note.json")):
+        raise InputError(f"{folder}: a file of it is damaged or missing (the checksum differs); "
+                         f"save the classifier again")
+    if "labels" not in (note or {}):
+        raise InputError(f"{folder}: not written by save_classifier or --save; a BERT to train is "
+                         f"given as model= or --model")
+    if note["labels"] != LABELS:
+        raise InputError(f"{folder}: its labels are {', '.join(note['labels'])}, not "
+                         f"{', '.join(LABELS)}")
+    config = make_config(**dict(note["config"], model=place))
+    model, tokenizer = load_bert(place, "trained", config.dropout, config.attention_dropout)
+    history = []
+    with contextlib.suppress(FileNotFoundError), open(
+            os.path.join(place, "history.json"), encoding="utf-8") as file:
+        history = json.load(file)
+    return {"model": model, "tokenizer": tokenizer, "config": config, "history": history,
+            "pretrained": note["pretrained"], "run": ""}
 
 
 def accuracy(labels, predicted):
     """Return the share of labels that equal the predicted ones, compared as strings."""
+    labels, predicted = check_many(labels, "labels"), check_many(predicted, "predicted")
     if len(labels) != len(predicted) or not len(labels):
         raise InputError(f"{len(predicted)} predictions for {len(labels)} labels")
     return sum(str(a) == str(b) for a, b in zip(labels, predicted)) / len(labels)
@@ -1533,8 +2135,8 @@ MASKED_SHARE = 0.15  # of the pieces; 80/10/10 as in Devlin et al. 2019, 3.1
 def flat_texts(texts):
     """Return the distinct non-blank texts of an iterable of texts, or of iterables of texts."""
     flat = itertools.chain.from_iterable(
-        [item] if isinstance(item, str) or not hasattr(item, "__iter__") else item
-        for item in texts)
+        [item] if isinstance(item, str) or not hasattr(item, "__iter__") else check_many(item)
+        for item in check_many(texts))
     return [text for text in dict.fromkeys(check_texts(flat)[0]) if text.strip()]
 
 
@@ -1590,28 +2192,29 @@ def mlm_batches(pieces, tokenizer, config, device):
 
 
 def mlm_loss(model, batches, device, precision="auto"):
-    """Return the mean cross entropy in nats over the masked positions of some batches."""
+    """Return the mean cross entropy in nats over some batches' masked positions; None for none."""
     def loss_of(batch):
         with inference_mode():
             return float(summed_loss(mlm_forward, model, batch, device, precision))
 
     training = model.training
     model.eval()
-    loss = sum(each_alone(loss_of, mine(batches), device))
+    loss, targets = sum(each_alone(loss_of, mine(batches), device)), count_targets(batches)
     model.train(training)
-    return finite(total(loss, device) / max(1, count_targets(batches)))
+    return finite(total(loss, device) / targets) if targets else None
 
 
+@exclusive
 def pretrain(texts, parts=(), log_dir="", **overrides):
     """Train BERT further by masked LM on the texts; return what `train` takes, small to pickle.
 
     texts: an iterable of str or of iterables of str; blank and repeated ones are left out. parts:
     names of the parts they come from, for the record. overrides: fields of Config; some default to
-    MLM_DEFAULTS. A finished pretraining of the same texts, weights and settings is found again by
+    MLM_DEFAULTS. A finished pretraining of the same texts, model and settings is found again by
     content; an unfinished one goes on.
     """
     config = make_config(MLM_DEFAULTS, **overrides)
-    texts = flat_texts(texts)
+    texts, parts = flat_texts(texts), check_many(parts, "parts")
     if len(texts) < 2:
         raise InputError(f"{len(texts)} different non-blank texts; pretrain needs 2 or more")
     with torch.random.fork_rng():
@@ -1619,11 +2222,12 @@ def pretrain(texts, parts=(), log_dir="", **overrides):
         folder = os.path.join(cache_dir("pretrained"), key)
         note = read_note(folder)
         if note is None:
-            run_mlm(model, tokenizer, texts, config, folder, log_dir)
+            with tended(folder + ".checkpoint"):
+                run_mlm(model, tokenizer, texts, config, folder, log_dir)
             note = read_note(folder)
         else:
             say("pretraining of the same texts and settings found: not repeated")
-    return dict(note, path=folder, parts=list(parts))
+    return dict(note, path=folder, parts=parts)
 
 
 def run_mlm(model, tokenizer, texts, config, folder, log_dir=""):
@@ -1651,24 +2255,28 @@ def run_mlm(model, tokenizer, texts, config, folder, log_dir=""):
     curve = [row for row in history if "held_out_loss" in row]
     if not processes()[0]:
         save_bert(folder, model, tokenizer, {
-            "model": config.model, "n_texts": len(texts), "n_held_out": len(held), "curve": curve,
-            "n_windows": len(windows), "config": settings(config), "versions": VERSIONS,
+            "key": os.path.basename(folder), "model": config.model, "n_texts": len(texts),
+            "n_held_out": len(held), "curve": curve, "n_windows": len(windows),
+            "config": settings(config), "versions": VERSIONS,
             "loss_before": curve[0]["held_out_loss"], "loss_after": curve[-1]["held_out_loss"],
-            "minutes": history[-1]["seconds"] / 60}, history)
+            "minutes": history[-1]["seconds"] / 60}, history, architectures=["BertForPreTraining"])
         forget(folder + ".checkpoint")
     wait_for_all()
 
 
 def read_note(folder):
     """Return the note of a finished pretraining, or None; a damaged one is set aside."""
-    if not os.path.isdir(folder):
-        return None
+    return sound_note(folder) or (set_aside(folder) if os.path.isdir(folder) else None)
+
+
+def sound_note(folder):
+    """Return the note of a folder that `save_bert` wrote and nobody changed, or None."""
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
         with open(os.path.join(folder, "note.json"), encoding="utf-8") as file:
             note = json.load(file)
         if note.pop("checksum") == seal(folder, note):
             return note
-    return set_aside(folder)
+    return None
 
 
 def pretrained_folder(pretrain_params):
@@ -1685,9 +2293,16 @@ def pretrained_folder(pretrain_params):
 def describe(pretrain_params):
     """Return one line on a pretraining: texts, parts, held-out loss and perplexity."""
     p, parts = pretrain_params, ", ".join(pretrain_params["parts"])
-    losses = p["loss_before"], p["loss_after"]
-    return (f"MLM pretraining on {p['n_texts']:,} texts{parts and ' of ' + parts} (held-out loss "
-            "%.3f -> %.3f, perplexity %.1f -> %.1f)" % (*losses, *map(perplexity, losses)))
+    return (f"MLM pretraining on {p['n_texts']:,} texts{parts and ' of ' + parts} "
+            f"(held-out {held_out_loss(p)})")
+
+
+def held_out_loss(pretrain_params):
+    """Return a pretraining's loss and perplexity, before and after, in words."""
+    losses = pretrain_params["loss_before"], pretrain_params["loss_after"]
+    if None in losses:
+        return "loss not measured: no piece of the held-out texts is masked"
+    return "loss %.3f -> %.3f, perplexity %.1f -> %.1f" % (*losses, *map(perplexity, losses))
 
 
 def perplexity(loss):
@@ -1699,7 +2314,8 @@ def perplexity(loss):
 
 def majority_accuracy(train_labels, labels):
     """Return the accuracy of always saying the commonest training label."""
-    return accuracy(labels, [Counter(train_labels).most_common(1)[0][0]] * len(labels))
+    commonest = Counter(check_many(train_labels, "labels")).most_common(1)[0][0]
+    return accuracy(labels, [commonest] * len(labels))
 
 
 def naive_bayes(texts, labels, unseen):
@@ -1711,6 +2327,7 @@ def naive_bayes(texts, labels, unseen):
     def words(text):
         return list(dict.fromkeys(re.findall(r"\w+", text.lower())))  # once, in order
 
+    texts, labels, unseen = map(check_many, (texts, labels, unseen), ("texts", "labels", "unseen"))
     counts, priors = {label: Counter() for label in sorted(set(labels))}, Counter(labels)
     for text, label in zip(texts, labels):
         counts[label].update(words(text))

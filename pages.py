@@ -4,6 +4,7 @@ import os
 import platform
 import re
 import shutil
+from collections import namedtuple
 from contextlib import suppress
 from pathlib import Path
 
@@ -13,6 +14,8 @@ from markupsafe import Markup
 from nbconvert import preprocessors
 from nbconvert.filters import Highlight2HTML, ansi2html, markdown2html, strip_ansi
 from pygments.formatters import HtmlFormatter
+
+from assignment import VERDICTS, best_accuracy, first_sentence, points_named, table_by_point
 
 ROOT = Path(__file__).resolve().parent
 STATES = "ok", "failed", "timeout", "interrupted", "not run"
@@ -96,13 +99,30 @@ def markdown(text):
     return re.sub(r'(href="[\w-]+)\.ipynb', r"\1.html", text)
 
 
+ANSWER = "question", "answer", "figure", "holds", "point"  # as figures.Answers keeps one
+# What is known of a notebook before it is run: texts, and the assignment's points it names.
+Headline = namedtuple("Headline", "title lead points")
+
+
 def read_headline(path):
-    """Read a notebook's title and the first sentence of its first paragraph."""
+    """Read a notebook's title, the first sentence of its first paragraph, and its points."""
     cells = nbformat.read(str(path), as_version=4).cells
     text = markdown("\n\n".join(c.source for c in cells if c.cell_type == "markdown"))
     found = (re.search(rf"<{tag}>(.*?)</{tag}>", text, re.DOTALL) for tag in ("h1", "p"))
     title, lead = (Markup(match.group(1)).striptags() if match else "" for match in found)
-    return title or path.stem, re.split(r"(?<=[.!?]) (?=[A-Z])", lead)[0]
+    points = points_named("\n".join(c.source for c in cells if c.cell_type == "code"))
+    return Headline(title or path.stem, first_sentence(lead), points)
+
+
+def take_answers(nb):
+    """Return the answers that a notebook has given; mark their outputs with a page's places."""
+    answers = []
+    for output in (o for c in nb.cells for o in c.get("outputs", [])):
+        answer = output.get("metadata", {}).get("answer")
+        if answer:
+            answers.append({key: answer[key] for key in ANSWER})
+            output["place"] = len(answers)
+    return answers
 
 
 def prepare(nb):
@@ -131,11 +151,17 @@ def save_page(out, name, **data):
 
 
 def write_page(out, titles, name, row, nb, given, log=""):
-    """Write a notebook's page; when that fails, so did the notebook: note it in its row."""
+    """Write a notebook's page; note its parameters, and the answers that it shows, in its row.
+
+    When there can be no page, the notebook has failed: that is noted as well.
+    """
     data = {"titles": titles, "row": row, "given": given, "log": log, "profile": row["profile"]}
+    row.update(parameters=given, answers=[])
     try:
+        answers = take_answers(nb)
         cells, sections = prepare(nb)
         save_page(out, name, cells=cells, sections=sections, **data)
+        row["answers"] = answers
     except Exception as error:  # noqa: BLE001 - one odd output must not cost the other pages
         row.update(status="failed", reason=f"no page: {type(error).__name__}: {error}")
         save_page(out, name, **data)
@@ -145,10 +171,11 @@ def write_index(out, titles, status, profile):
     """Write the index page and status.json; return a line that counts the states."""
     states = [status[name]["status"] for name in titles]
     counts = ", ".join(f"{states.count(s)} {s}" for s in STATES if s in states)
-    answers = {name: read_json(out / "answers" / (name + ".json"), []) for name in titles}
+    answers = {name: status[name].get("answers", []) for name in titles}
     write(out / "status.json", json.dumps(status, indent=1))
     save_page(out, "index", titles=titles, status=status, profile=profile, counts=counts,
-              answers=answers)
+              answers=answers, best=best_accuracy(answers), verdicts=VERDICTS,
+              points=table_by_point(answers, {name: titles[name].points for name in titles}))
     return f"{len(states)} pages: {counts}"
 
 

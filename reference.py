@@ -5,8 +5,9 @@
     make recipe                        # the best recipe by evaluate.py -> preds.tsv.gz, README
 
 Every page's answers become one JSON in results/reference, beside the pages and the trials as
-archives; figures go to figures/, README's tables are written anew from what is kept. A run with a
-page that failed is refused; pages that were not run yet are named as missing.
+archives; figures go to figures/. README's tables and results/reference/README.md are written anew
+from what is kept. A run with a page that failed is refused; pages that were not run yet are named
+as missing.
 """
 import argparse
 import contextlib
@@ -21,6 +22,7 @@ import zipfile
 import yaml
 
 import evaluate
+from assignment import VERDICTS, best_accuracy, points_named, split_question, table_by_point
 from helpers import HERE, VERSIONS, InputError, make_config, save_json, settings, written_whole
 from studies import compare, show, spread
 
@@ -46,10 +48,12 @@ def collect(out):
     for name, row in status.items():
         if row["status"] != "ok":
             raise InputError(f"{out}: page {name} is {row['status']}, not ok; run report.py again")
+        if "answers" not in row:
+            raise InputError(f"{out}: page {name} was made before pages kept their answers; run "
+                             f"report.py again")
     if not status:
         raise InputError(f"{out}: no page was run; run report.py first")
-    return {name: {"seconds": row["seconds"], "profile": row["profile"],
-                   "answers": read_json(out, "answers", name + ".json")}
+    return {name: {key: row[key] for key in ("seconds", "profile", "answers")}
             for name, row in status.items()}
 
 
@@ -309,38 +313,69 @@ def notebooks():
     return sorted(name[:-6] for name in os.listdir(folder) if name.endswith(".ipynb"))
 
 
+def points_table(pages):
+    """Return a table of the answers by assignment point, of notebooks that were not run too."""
+    named = {}
+    for name in notebooks():
+        with open(os.path.join(HERE, "notebooks", name + ".ipynb"), encoding="utf-8") as file:
+            named[name] = points_named(file.read())
+    lines, last = ["| assignment | answer | outcome | where |", "|---|---|---|---|"], None
+    for row in table_by_point({name: page["answers"] for name, page in pages.items()}, named):
+        title = f"**{row['point']}** {row['title']}" * (row["point"] != last)
+        last, where = row["point"], ", ".join(filter(None, (row["notebook"][:2], row["number"])))
+        said = f"{row['question']} {row['answer']}" if row["answer"] else "not run yet"
+        lines.append(table_row(title, said, VERDICTS[row["holds"]] if row["answer"] else "",
+                               f"[{where}](notebooks/{row['notebook']}.ipynb)" if where else ""))
+    return lines
+
+
 def table_of(pages, run, recipe, trials):
-    """Return README's text on the reference run: what it was, the recipe, anchors, all answers."""
-    told = run["parameters"]
-    answers = sum(len(page["answers"]) for page in pages.values())
+    """Return README's text on the reference run: what it was, points, the recipe, anchors."""
+    told, answers = run["parameters"], {name: page["answers"] for name, page in pages.items()}
     missing = ", ".join(name[:2] for name in notebooks() if name not in pages)
-    lines = [f"Model: {run['weights'] or told['model']}. Profile {told['profile']}: "
-             f"{told['n_train']} training reviews (notebook 05: {listed(told['sizes'])}), "
-             f"{told['n_dev']} dev reviews, {told['seq_len']} pieces, {told['epochs']} epochs, "
-             f"seeds {told['seeds']}. {run['trials']} trials took {run['trial_minutes']:.0f} "
-             f"minutes of training and measuring on {' and '.join(run['devices'])} "
-             f"({run['cores']} cores). Again: `make reference`. "
-             f"Thinned, against profile full: {thinned(told)}."
-             + f" Not run yet: notebooks {missing}." * bool(missing),
-             *(recipe_text(recipe, pages, trials, run) if recipe else []),
-             "", f"<details><summary>All {answers} answers, with spread, n and notebook</summary>",
-             "", "| question | answer | as expected | notebook |", "|---|---|---|---|"]
-    claim = {True: "yes", False: "no", None: ""}
-    for name, page in pages.items():
-        for row in page["answers"]:
-            lines.append(table_row(row["question"], row["answer"], claim[row["holds"]],
-                                   f"[{name[:2]}](notebooks/{name}.ipynb)"))
-    lines += ["", "</details>"]
+    best = best_accuracy(answers)
+    lines = ([f"The best accuracy that an answer states is {best[0]}, on {told['n_dev'] or 'all'} "
+              f"reviews of dev (notebook {best[1][:2]}, "
+              f"{split_question(answers[best[1]][best[2] - 1]['question'])[0]})"
+              + f"; the best recipe: {accuracy_on('dev', recipe)}" * bool(recipe) + ".", ""]
+             if best else [])
+    lines += [f"Model: {run['weights'] or told['model']}. Profile {told['profile']}: "
+              f"{told['n_train']} training reviews (notebook 05: {listed(told['sizes'])}), "
+              f"{told['n_dev']} dev reviews, {told['seq_len']} pieces, {told['epochs']} epochs, "
+              f"seeds {told['seeds']}. {run['trials']} trials took {run['trial_minutes']:.0f} "
+              f"minutes of training and measuring on {' and '.join(run['devices'])} "
+              f"({run['cores']} cores). Again: `make reference`. "
+              f"Thinned, against profile full: {thinned(told)}."
+              + f" Not run yet: notebooks {missing}." * bool(missing), "",
+              *points_table(pages), "",
+              f"All {sum(map(len, answers.values()))} answers, with spread and n: "
+              "[results/reference](results/reference/README.md).",
+              *(recipe_text(recipe, pages, trials, run) if recipe else [])]
     return "\n".join(lines + anchors_of(pages, run, recipe, trials)) + "\n"
 
 
+def all_answers(pages):
+    """Return results/reference/README.md: every answer, notebook by notebook."""
+    lines = ["# All answers of the reference run", "",
+             "Written by `reference.py` from the JSON files beside it; README has those by "
+             "assignment point. `report.zip` holds the pages, `trials.zip` the trials."]
+    for name, page in pages.items():
+        lines += ["", f"## [{name}](../../notebooks/{name}.ipynb)", "",
+                  "| question | answer | outcome | point |", "|---|---|---|---|",
+                  *(table_row(row["question"], row["answer"], VERDICTS[row["holds"]], row["point"])
+                    for row in page["answers"])]
+    return "\n".join(lines) + "\n"
+
+
 def write_readme():
-    """Write README's tables anew from what is kept."""
-    path = os.path.join(HERE, "README.md")
+    """Write README's tables, and the list of all answers, anew from what is kept."""
+    kept, path = read_reference(), os.path.join(HERE, "README.md")
     with open(path, encoding="utf-8", newline="\n") as file:
         text = file.read()
-    with written_whole(path) as file:
-        file.write(fill_in(text, table_of(*read_reference())))
+    for target, written in ((path, fill_in(text, table_of(*kept))),
+                            (os.path.join(REFERENCE, "README.md"), all_answers(kept[0]))):
+        with written_whole(target) as file:
+            file.write(written)
 
 
 def fill_in(text, table):

@@ -9,6 +9,7 @@ three, on the same reviews where there is one, and "within noise" where it is.
 from __future__ import annotations
 
 import contextlib
+import glob
 import importlib
 import json
 import math
@@ -25,32 +26,66 @@ import numpy as np
 import torch
 
 import helpers
-from helpers import RESULTS_VERSION, VERSIONS, Diverged, InputError
+from helpers import RESULTS_VERSION, VERSIONS, Diverged, InputError, locked
 
 
 def from_root(path):
     """Return a path as seen from the repository's root, wherever the kernel was started."""
-    return os.path.join(helpers.HERE, path)  # an absolute path stays what it is
+    return os.path.join(helpers.HERE, os.path.expanduser(path))  # an absolute path stays
+
+
+def check_lists(**values):
+    """Refuse a notebook's parameter that must be a list and is none: `papermill -p` gives text."""
+    for name, value in values.items():
+        if not isinstance(value, list):
+            raise InputError(f"{name}={value!r}: must be a list; papermill reads one with -y "
+                             f"'{name}: [...]' or with -f FILE.yml, not with -p")
 
 
 # ---- trials ------------------------------------------------------------------------------------
 
-_weights = {}  # model's name -> digest of its weights, in this process
+_origins = {}  # state of a model's files -> its origin, in this process
 
 
-def weights_of(model):
-    """Return the digest of a model's weights; loaded once in a process."""
-    if model not in _weights:
-        bert, _ = helpers.load_bert(model, "mlm")
-        _weights[model] = helpers.weights_digest(bert)
-    return _weights[model]
+def state_of_files(model):
+    """Return what changes with any file of a model, a tuple, or None where its folder is unknown.
+
+    Of a hub's model that is the folder of the revision that the local cache has.
+    """
+    folder = helpers.find_path(model)
+    if not os.path.isdir(folder):
+        folder = ""
+        with contextlib.suppress(ImportError, ValueError):  # transformers 2.1; no hub's name
+            from huggingface_hub import try_to_load_from_cache
+            folder = os.path.dirname(str(try_to_load_from_cache(model, "config.json") or ""))
+    if not os.path.isdir(folder):
+        return None
+    files = ((path, os.stat(path)) for path in sorted(glob.glob(
+        os.path.join(glob.escape(os.path.realpath(folder)), "*"))))
+    return tuple((path, file.st_size, file.st_mtime_ns, file.st_ino) for path, file in files)
+
+
+def origin_of(model):
+    """Return what names the model that a trial starts from: of `pretrain` its key, else a digest.
+
+    Loaded once for each state of its files.
+    """
+    state = state_of_files(model)
+    if state in _origins:
+        return _origins[state]
+    note = helpers.sound_note(helpers.find_path(model)) or {}
+    origin = note.get("key") or helpers.model_digest(*helpers.load_bert(model))
+    if state and state == state_of_files(model):
+        _origins[state] = origin
+    return origin
 
 
 def trial_key(config, train_part, dev_part):
     """Return the name of a trial: a digest of all that determines its result."""
     return helpers.digest(RESULTS_VERSION, VERSIONS["torch"], VERSIONS["transformers"],
-                          helpers.settings(config), weights_of(config.model), train_part.texts,
-                          train_part.labels, dev_part.texts, dev_part.labels)[:24]
+                          helpers.named_settings(config), origin_of(config.model),
+                          train_part.texts, train_part.labels, dev_part.texts,
+                          dev_part.labels)[:24]
 
 
 def product(seeds, **axes):
@@ -106,7 +141,8 @@ def run_on_cluster(jobs, scheduler):
     try:
         from distributed import Client
     except ImportError:
-        raise InputError("scheduler: the package distributed is not installed here") from None
+        raise InputError("scheduler: the package distributed is not installed here; `python -m "
+                         "pip install distributed` brings it") from None
 
     def until_done(job):
         row = run_once(*job)
@@ -125,16 +161,23 @@ def run_on_cluster(jobs, scheduler):
 
 
 def run_once(config, train_part, dev_part, store):
-    """Return a trial's row, from the store or run now; None while another process runs it."""
-    path = os.path.join(store, trial_key(config, train_part, dev_part) + ".json")
+    """Return a trial's row, from the store or run now; None while another process runs it.
+
+    None too where the model's files were replaced meanwhile: the row may be of either.
+    """
+    key = trial_key(config, train_part, dev_part)
+    path = os.path.join(store, key + ".json")
     row = read_row(path)
     if row is None:
         with locked(path + ".lock") as mine:
             row = read_row(path) if mine else None  # it may have been finished meanwhile
             if mine and row is None:
                 row = run_trial(config, train_part, dev_part)
-                row["checksum"] = helpers.digest(row)
-                helpers.save_json(path, row)
+                if trial_key(config, train_part, dev_part) == key:
+                    row["checksum"] = helpers.digest(row)
+                    helpers.save_json(path, row)
+                else:
+                    row = helpers.warn(f"{config.model} was replaced during a trial: run again")
                 helpers.forget(path + ".lock")  # whoever waits on it finds the row
     return row
 
@@ -153,29 +196,10 @@ def read_row(path):
     return helpers.set_aside(path)
 
 
-@contextlib.contextmanager
-def locked(path):
-    """Hold a lock file; yield whether it is ours. It falls with its process, even by SIGKILL."""
-    with helpers.writing(path, 0):
-        os.makedirs(os.path.dirname(path), exist_ok=True)
-        open(path, "a").close()
-    try:
-        import fcntl
-    except ImportError:  # Windows: one process at a time, please
-        yield True
-        return
-    with open(path, "w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:  # any other error: a file system without locks
-            yield False
-            return
-        yield True
-
-
 N_CURVE = 100  # reviews of train, and of dev, that the points of a learning curve are measured on
 
 
+@helpers.exclusive
 def run_trial(config, train_part, dev_part):
     """Train and measure once; return the row: config, metrics, history, cost, versions.
 
@@ -265,6 +289,8 @@ def number_of(n, noun):
 
 def show(s, percent=True):
     """Return a Spread as text: "87.3 ± 0.4 % (3 seeds)"."""
+    if not s.n:
+        return f"not measured ({number_of(s.marked, 'trial')} broken and left out)"
     scale, unit = (100, " %") if percent else (1, "")
     text = f"{s.mean * scale:.3g}" if not percent else f"{s.mean * scale:.1f}"
     if s.n > 1:
@@ -967,7 +993,8 @@ def truncation_table(texts, seq_len, tokenizer):
 
 def short_example(part, tokenizer, least=8):
     """Return (text, label) of a part's shortest review of `least` pieces with a word in parts."""
-    pairs = sorted(zip(part.texts, part.labels), key=lambda pair: len(pair[0]))
+    labels = part.labels or [None] * len(part.texts)
+    pairs = sorted(zip(part.texts, labels), key=lambda pair: len(pair[0]))
     for text, label in pairs:
         pieces = tokenizer.tokenize(text)
         if len(pieces) >= least and any(piece.startswith("##") for piece in pieces):

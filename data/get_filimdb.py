@@ -346,7 +346,8 @@ def main(argv=None):
     try:
         if sha256 and not re.match("[0-9a-f]{64}$", sha256):
             raise DataError(f"SHA256 must be 64 hex digits, not {args.sha256!r}")
-        rows = get_data(os.path.expanduser(args.source or "") or None, sha256, args.out)
+        rows = get_data(os.path.expanduser(args.source or "") or None, sha256,
+                        os.path.expanduser(args.out))
     except KeyboardInterrupt:
         print("interrupted; what was there before is unchanged", file=sys.stderr)
         return 130

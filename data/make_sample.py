@@ -578,8 +578,9 @@ def make_bert(folder):
         bert.bert.load_state_dict(trained["model"].bert.state_dict())
         if folder.exists():
             shutil.rmtree(str(folder))
-        helpers.save_bert(str(folder), bert, tokenizer, {})
-        (folder / "note.json").unlink()
+        helpers.save_bert(str(folder), bert, tokenizer, {}, architectures=None)
+        for name in ("note.json", "tokenizer_config.json"):
+            (folder / name).unlink()
 
 
 def write_lines(path, lines):

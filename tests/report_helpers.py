@@ -19,7 +19,7 @@ WAIT = """try:
 except KeyboardInterrupt:
     open(out_dir + "/saved", "w").close()
     raise"""
-PARAMETERS = 'lr = 2e-5  # step\nepochs = 1\nsizes = [1, 2]\nfast = True\nbert = "a"\nout_dir = ""'
+PARAMETERS = 'lr = 2e-5  # step\nepochs = 1\nsizes = [1, 2]\nfast = True\nmodel = "a"\ndata_dir = "b"\nout_dir = ""'
 
 
 def png(width, height, rgb=b"\x3a\x7c\xa8"):
@@ -54,7 +54,8 @@ def make_project(folder, profile="epochs: 2\nlr: 3.0e-5\n"):
     """Lay out report.py, its parts, notebooks/ and profiles/ in a folder of their own."""
     for name in "notebooks", "profiles":
         (folder / name).mkdir(parents=True)
-    for name in "report.py", "pages.py", "report.html.j2":
+    for name in ("report.py", "parameters.py", "pages.py", "report.html.j2",
+                 "assignment.py"):
         shutil.copy(str(ROOT / name), str(folder))
     (folder / "profiles" / "sample.yml").write_text(profile, encoding="utf-8")
     # The user's own kernel is broken, as after a removed conda environment: ours must win.
@@ -87,16 +88,19 @@ def add_gallery(notebooks):
         "<figcaption>Accuracy by length</figcaption></figure>'))\n"
         f'Image(data=__import__("base64").b64decode("{png(40, 40)}"))',
         "## What the figure says\n\nThe same heading again.",
+        'rows = [dict(question="Q1. Is <b>long</b> better?", holds=True, point="3a", figure="01",\n'
+        '             answer="+1.2 points: 71.5 ± 0.4 % (3 seeds). The rest is detail."),\n'
+        '        dict(question="Q2. Does the tail help?", answer="within noise", holds=None, point="", figure="")]\n'
+        "for row in rows:\n"
+        "    display(HTML('<p class=\"answer\"><strong>Is it?</strong> +1.2 points <em>As expected.'\n"
+        "                 '</em></p>'), metadata=dict(answer=row))\n"
         'os.makedirs(out_dir + "/answers", exist_ok=True)\n'
-        'rows = [dict(question="Is <b>long</b> better?", answer="+1.2 points (n = 20, 3 seeds)",\n'
-        '             figure="figures/01.png", holds=True),\n'
-        '        dict(question="Does the tail help?", answer="within noise", holds=None)]\n'
-        'json.dump(rows, open(out_dir + "/answers/01_good.json", "w"))\n'
-        "display(HTML('<p class=\"answer\"><strong>Is it?</strong> +1.2 points <em>As expected.'\n"
-        "             '</em></p>'))\n"
+        'foreign = [dict(row, answer="of another run") for row in rows]\n'
+        'json.dump(foreign, open(out_dir + "/answers/01_good.json", "w"))\n'
         'print("note on stderr", file=sys.stderr)\nrows[0]["answer"]')
     write_notebook(
         notebooks, "02_fails", "# A cell that fails\n\nIt raises.", PARAMETERS, "1 + 1",
+        'answers.give("Never", "given", point="4a") if 0 else None\n'
         'raise ValueError("<script>alert(2)</script> at\\r\\nline two \\x1b[31mred \\u202etfel")',
         "## Never reached", "3")
     write_notebook(
@@ -138,19 +142,20 @@ def evil_outputs(folder):
     """Return a cell's outputs for each way in which a review's text reaches a page."""
     import figures
     shown, show = [], figures.show_html
-    figures.show_html = shown.append
+    figures.show_html = lambda text, plain="", **metadata: shown.append((text, metadata))
     try:
         figures.show_table([{evil("heading"): evil("table")}])
         answers = figures.Answers("01_evil", str(folder), "full")
-        answers.give(evil("question"), evil("answer"), holds=True)
+        answers.give(evil("question"), evil("answer"), holds=True, point="3a")
         answers.table()
         figures.save_figure(figures.new_figure()[0], "one", evil("caption"), str(folder))
     finally:
         figures.show_html = show
-    data = [{"text/html": text} for text in shown] + [
+    data = [
         {"text/plain": evil("plain")}, {"text/markdown": evil("markdown"), "text/plain": "<M>"},
         {"text/html": "<p>a model's name</p>", "text/plain": evil("not shown")}]
-    return [dict(output_type="stream", name=name, text=evil(name)) for name in (
+    return [dict(output_type="display_data", metadata=metadata, data={"text/html": text})
+            for text, metadata in shown] + [dict(output_type="stream", name=name, text=evil(name)) for name in (
         "stdout", "stderr")] + [dict(output_type="display_data", metadata={}, data=some)
                                 for some in data] + [
         dict(output_type="error", ename="ValueError", evalue=evil("error"), traceback=[
@@ -166,11 +171,10 @@ def make_evil_page(folder):
     import nbformat
 
     import pages
-    (folder / "answers").mkdir()
     cell = dict(cell_type="code", metadata={}, source="1", execution_count=1,
                 outputs=evil_outputs(folder))
     nb = nbformat.from_dict(dict(cells=[cell], metadata={}, nbformat=4, nbformat_minor=4))
-    titles = {"01_evil": ("Evil reviews", "They are text.")}
+    titles = {"01_evil": pages.Headline("Evil reviews", "They are text.", ["3a"])}
     row = {"status": "failed", "reason": evil("reason"), "seconds": 1, "profile": "sample"}
     pages.write_page(folder, titles, "01_evil", row, nb, {"model": evil("given")}, evil("log"))
     assert row["reason"] == evil("reason"), "no page: " + row["reason"]

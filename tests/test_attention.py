@@ -214,7 +214,7 @@ def test_gradients_do_not_depend_on_the_number_of_threads(head):
     for threads in (1, 2, 4):
         torch.set_num_threads(threads)
         torch.manual_seed(9)
-        loss = helpers.accumulate(model, window, 10, forward, torch.device("cpu"))
+        loss = helpers.accumulate(model, window, 10, forward, torch.device("cpu"), seed=9)
         outcomes.append([loss, *(p.grad for p in model.parameters() if p.grad is not None)])
         model.zero_grad()
     torch.set_num_threads(before)

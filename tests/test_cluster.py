@@ -1,4 +1,4 @@
-"""Trials on a real Dask cluster of two worker processes, one of them killed midway."""
+"""Trials on a real Dask cluster: workers of several threads, and one that is killed midway."""
 import os
 import signal
 import threading
@@ -15,13 +15,26 @@ distributed = pytest.importorskip("distributed", reason="today's optional engine
 
 
 @pytest.fixture
-def cluster(monkeypatch, tmp_path):
+def cluster(request, monkeypatch, tmp_path):
+    """Two workers of one thread, or as many of as many as the test's parameter says."""
+    workers, threads = getattr(request, "param", (2, 1))
     monkeypatch.setenv("FILIMDB_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("PYTHONPATH", str(conftest.ROOT))
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    with distributed.LocalCluster(n_workers=2, threads_per_worker=1, processes=True,
+    with distributed.LocalCluster(n_workers=workers, threads_per_worker=threads, processes=True,
                                   dashboard_address=None) as made:
         yield made
+
+
+@pytest.mark.parametrize("cluster", [(1, 4), (2, 1)], indirect=True)
+def test_a_worker_of_many_threads_gives_the_rows_of_none(cluster, tiny_bert, tmp_path):
+    grid = [dict(model=tiny_bert, seq_len=16, epochs=4, batch_size=2, accumulation=1, dropout=0.3,
+                 **point) for point in studies.product([0, 1, 2, 3], lr=[1e-3, 3e-3])]
+    rows = studies.run_trials(grid, TRAIN, DEV, str(tmp_path / "store"),
+                              scheduler=cluster.scheduler_address)
+    here = studies.run_trials(grid, TRAIN, DEV, str(tmp_path / "here"))
+    assert files(tmp_path / "here") == files(tmp_path / "store")
+    assert list(map(core, rows)) == list(map(core, here))
 
 
 def test_a_killed_worker_loses_no_trial_and_repeats_none(cluster, tiny_bert, tmp_path):

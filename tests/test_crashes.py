@@ -294,7 +294,7 @@ def write_history(folder, version):
 
 def write_page(folder, version):
     pages.save_page(folder, "index", titles={}, status={}, profile=str(version), counts="",
-                    answers={})
+                    answers={}, points=[])
 
 
 def write_status(folder, version):

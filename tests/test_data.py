@@ -1,5 +1,6 @@
 """Reading FILIMDB as the course's harness does, and drawing subsets."""
 import os
+import pickle
 from collections import Counter
 
 import pytest
@@ -8,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import helpers
+import studies
 from helpers import InputError, Part, load_filimdb, load_part, read_lines, subset
 
 
@@ -74,13 +76,59 @@ def test_a_part_has_ids_texts_and_labels(tmp_path):
     assert load_part(folder, "dev-b").labels is None
 
 
-def test_a_missing_folder_or_part_is_named(tmp_path):
+def test_a_missing_folder_is_named():
     with pytest.raises(InputError, match="no/such/folder"):
         load_filimdb("no/such/folder")
+
+
+def test_a_part_that_is_absent_whole_is_left_out_and_named_when_asked_for(tmp_path, capsys):
+    folder = write(tmp_path, train__texts="one\ntwo", dev_b__texts="three\nfour")
+    data = load_filimdb(folder)
+    assert list(data) == ["train", "dev-b"] and data.get("dev") is None
+    assert capsys.readouterr().out == f"{folder} has no dev, test, test-b: left out\n"
+    with pytest.raises(InputError) as caught:
+        data["dev"]
+    assert f"{folder}/dev.texts: no such file" in str(caught.value)
+    assert pickle.loads(pickle.dumps(data)) == data and "\n" not in str(caught.value)
+    assert list(load_filimdb(folder, ["train"])) == ["train"] and not capsys.readouterr().out
+
+
+@pytest.mark.parametrize("files,parts,said", [
+    ({}, helpers.PARTS, "holds none of train, dev, test, dev-b, test-b"),
+    ({"train__texts": "one"}, ["dev"], "holds none of dev"),
+    ({"train__texts": "one", "dev_b__labels": "pos"}, helpers.PARTS, "dev-b.texts: no such file"),
+    ({"train__texts": "one"}, "train", "parts: one string, 'train'")])
+def test_what_is_not_whole_is_refused(files, parts, said, tmp_path):
+    with pytest.raises(InputError) as caught:
+        load_filimdb(write(tmp_path, **files), parts)
+    assert said in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_dangling_link_is_no_absent_part(tmp_path):
     folder = write(tmp_path, train__texts="one\ntwo")
-    with pytest.raises(InputError, match="dev.texts"):
+    (tmp_path / "dev.texts").symlink_to(tmp_path / "gone")
+    with pytest.raises(InputError, match="dev.texts: no such file"):
         load_filimdb(folder)
-    assert list(load_filimdb(folder, ["train"])) == ["train"]
+
+
+def test_home_is_expanded(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    write(tmp_path, train__texts="one\ntwo")
+    assert load_filimdb("~", ["train"])["train"].texts == ["one", "two"]
+    monkeypatch.setenv("FILIMDB_CACHE", "~/cache")
+    assert helpers.cache_dir("a") == str(tmp_path / "cache" / "a")
+    helpers.save_history("~/history", [{"step": 1}])
+    assert (tmp_path / "history.csv").exists() and studies.from_root("~/x") == f"{tmp_path}/x"
+
+
+def test_what_masked_lm_may_see(tmp_path, capsys):
+    folder = write(tmp_path, train__texts="one\ntwo", test__texts="three")
+    data = load_filimdb(folder)
+    assert helpers.pretrain_parts(folder, data) == {"train": ["one", "two"]}
+    assert "train_unlabeled.texts: not there" in capsys.readouterr().out
+    (tmp_path / "train_unlabeled.texts").write_text("four\n")
+    assert helpers.pretrain_parts(folder, data, transductive=True) == {
+        "train": ["one", "two"], "train_unlabeled": ["four"], "test": ["three"]}
 
 
 def test_leaks_and_repeats_are_told(tmp_path, capsys):

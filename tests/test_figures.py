@@ -1,10 +1,12 @@
 """figures.py: figures in one look, tables, answers that are kept as they come."""
 import csv
 import html.parser
+import inspect
 import json
 import math
 import os
 import sys
+import textwrap
 import types
 from unittest import mock
 
@@ -41,7 +43,7 @@ EVIL = 'A < B & "C" \'d\' <script>alert(1)</script> café ± 1'
 def shown(monkeypatch):
     """What would be shown in a notebook: a list of HTML."""
     pages = []
-    monkeypatch.setattr(figures, "show_html", pages.append)
+    monkeypatch.setattr(figures, "show_html", lambda text, *plain, **metadata: pages.append(text))
     return pages
 
 
@@ -195,6 +197,9 @@ def test_masked_lm_losses_are_named():
     assert sorted(texts_of(axes)) == ["held out", "training"]
     assert [list(line.get_ydata()) for line in axes.get_lines()] == [[3.0], [5.0, 4.0]]
     figures.plot_mlm_loss(axes, curve[:1])  # a run without a step
+    _, (axes,) = figures.new_figure()
+    figures.plot_mlm_loss(axes, [dict(point, held_out_loss=None, loss=None) for point in curve])
+    assert texts_of(axes) == [], "a loss that was not measured has no point and no name"
 
 
 def test_panels_of_one_scale():
@@ -218,13 +223,16 @@ def test_tables_are_escaped(shown):
 def test_answers_are_kept_as_they_come(shown, tmp_path, capsys):
     answers = figures.Answers("03_it", str(tmp_path), "sample")
     path = tmp_path / "answers" / "03_it.json"
-    answers.give("Q1. " + EVIL, EVIL, "lengths", True)
-    first = {"question": "Q1. " + EVIL, "answer": EVIL, "figure": "lengths", "holds": True}
+    answers.give("Q1. " + EVIL, EVIL, "lengths", True, point="3a")
+    first = {"question": "Q1. " + EVIL, "answer": EVIL, "figure": "lengths", "holds": True,
+             "point": "3a"}
     assert json.loads(path.read_text(encoding="utf-8")) == [first]
     answers.give("Q2", "no", holds=False)
     answers.give("Q3", "so")
     kept = json.loads(path.read_text(encoding="utf-8"))
     assert kept[0] == first and [r["holds"] for r in kept] == [True, False, None]
+    assert [r["point"] for r in kept] == ["3a", "", ""]
+    assert ["assignment: 3a" in page for page in shown] == [True, False, False]
     assert [r["answer"] for r in kept[1:]] == ["No", "So"] and figures.as_sentence("") == ""
     assert "script" not in [tag for page in shown for tag, _ in Tags(page).tags]
     assert ["As expected." in page for page in shown] == [True, False, False]
@@ -236,14 +244,76 @@ def test_answers_are_kept_as_they_come(shown, tmp_path, capsys):
     assert "indicative" not in capsys.readouterr().out
 
 
-def test_html_is_shown_in_notebooks_only(monkeypatch):
+def test_a_point_that_the_assignment_lacks_is_refused(shown, tmp_path):
+    answers = figures.Answers("03_it", str(tmp_path), "sample")
+    with pytest.raises(helpers.InputError, match="point '3e' is not in the assignment; use one of"):
+        answers.give("Q1. Why?", "So.", point="3e")
+    assert shown == answers.rows == [] and not (tmp_path / "answers").exists()
+
+
+@pytest.fixture
+def displayed():
+    """What a notebook would be given to show: a list of (data by kind, metadata)."""
     seen = []
-    display = types.SimpleNamespace(HTML=lambda text: "<" + text, display=seen.append)
+    display = types.SimpleNamespace(display=lambda data, raw, metadata: seen.append((data, metadata)))
     with mock.patch.dict(sys.modules, {"IPython": None, "IPython.display": display}):
-        figures.show_html("text")
-        sys.modules.pop("IPython")
-        figures.show_html("no notebook")
-    assert seen == ["<text"]
+        yield seen
+
+
+def test_html_is_shown_in_notebooks_only(displayed):
+    figures.show_html("<b>text", "text", answer=1)
+    sys.modules.pop("IPython")
+    figures.show_html("no notebook")
+    assert displayed == [({"text/html": "<b>text", "text/plain": "text"}, {"answer": 1})]
+
+
+def test_an_answer_travels_with_its_output(displayed, tmp_path):
+    answers = figures.Answers("03_it", str(tmp_path), "sample")
+    answers.give("Q1. Why?", "so.", holds=False, point="4a")
+    (data, metadata), = displayed
+    assert metadata == {"answer": answers.rows[0]} and answers.rows[0]["answer"] == "So."
+    assert data["text/plain"] == "Q1. Why? So. NOT as expected."
+
+
+def hostile(text="</pre><script>alert(1)</script> & ä"):
+    """Return the text: '\x1b' <b>."""
+    return text  # marked
+
+
+@pytest.mark.parametrize("shown_thing", [hostile, helpers.fit, helpers.vectorize_ex,
+                                         helpers.Dropout, figures.Answers.give])
+def test_source_is_shown_whole_in_colour_and_without_scripts(shown_thing, displayed):
+    figures.show_source(shown_thing)
+    (data, _), = displayed
+    page, source = Tags(data["text/html"]), inspect.getsource(shown_thing)
+    assert page.tags[0] == ("details", {"open": None, "class": "source"})
+    assert {tag for tag, _ in page.tags} == {"details", "summary", "code", "pre", "span"}
+    assert all(set(attrs) <= {"style", "open", "class"} for _, attrs in page.tags)
+    assert [a for tag, a in page.tags if tag == "span" and "color: #" in a.get("style", "")]
+    text, name = "".join(page.text), f"{shown_thing.__module__}.{shown_thing.__qualname__}"
+    source = textwrap.dedent(source).rstrip("\n")
+    assert text.endswith(source) and text.startswith(name + ", ")
+    file, line = os.path.basename(inspect.getsourcefile(shown_thing)), inspect.getsourcelines(shown_thing)[1]
+    assert f"{file}, line {line}" in text
+    assert data["text/plain"] == f"{name}, {file}, line {line}\n{source}"
+
+
+def test_source_is_shown_around_a_line(displayed):
+    figures.show_source(helpers.fit, around="clip_grad_norm_", context=2)
+    figures.show_source(hostile, around="def hostile")  # at the very beginning
+    lines = displayed[0][0]["text/plain"].split("\n")
+    assert len(lines) == 1 + 5 and "clip_grad_norm_" in lines[3]
+    source, first = inspect.getsourcelines(helpers.fit)
+    at = next(i for i, line in enumerate(source) if "clip_grad_norm_" in line)
+    assert lines[0] == f"helpers.fit, helpers.py, line {first + at - 2}"
+    page = Tags(displayed[0][0]["text/html"])
+    assert [tag for tag, _ in page.tags].count("mark") == 1
+    assert "".join(page.text).endswith("\n".join(lines[1:]))
+    assert displayed[1][0]["text/plain"].endswith("# marked")
+    figures.show_source(helpers.load_bert, around="name = model", context=1)  # cuts its docstring
+    assert ">or</span>" in displayed[2][0]["text/html"], "code behind a docstring is no string"
+    with pytest.raises(helpers.InputError, match="helpers.fit: no line has 'no such text'"):
+        figures.show_source(helpers.fit, around="no such text")
 
 
 def test_the_banner_says_which_run_this_is(capsys):

@@ -3,6 +3,7 @@ import json
 import math
 import os
 import pickle
+import types
 
 import pytest
 import torch
@@ -248,6 +249,30 @@ def test_short_texts_in_small_micro_batches(cache, tiny_bert):
     texts = [f"good {word}" for word in TEXTS[0].split() + TEXTS[1].split() + TEXTS[2].split()]
     note = pretrain(texts, model=tiny_bert, **dict(QUICK, accumulation=16))
     assert note["n_texts"] == len(set(texts)) and math.isfinite(note["loss_after"])
+
+
+@pytest.mark.parametrize("texts", [["good", "bad", "film", "plot", "story"], ["a film", "a plot"]])
+def test_a_loss_of_no_masked_piece_is_not_measured(cache, tiny_bert, texts, monkeypatch):
+    """Five words, a held-out text of one: no piece of it is masked, which is not a loss of 0."""
+    one_by_one, logged = dict(QUICK, batch_size=1, accumulation=1), []
+    writer = types.SimpleNamespace(add_scalar=lambda key, value, step: logged.append(float(value)),
+                                   close=lambda: None)
+    monkeypatch.setattr(helpers, "open_writer", lambda log_dir: writer)
+    note = pretrain(texts, model=tiny_bert, **one_by_one)
+    assert logged and note["loss_before"] is None and note["loss_after"] is None
+    line = helpers.describe(note)
+    assert "held-out loss not measured: no piece of the held-out texts is masked" in line
+    assert "perplexity" not in line and "0.000" not in line and "\n" not in line
+    assert all(row["held_out_loss"] is None for row in note["curve"])
+    with open(os.path.join(note["path"], "history.json")) as file:
+        history = json.loads(file.read(), parse_constant=pytest.fail)  # no NaN
+    steps = [row for row in history if row["step"]]
+    assert steps and all((row["loss"] is None) == (row["targets"] == 0) for row in steps)
+    assert any(row["loss"] is None for row in steps), "the case that this is about"
+    again = pretrain(texts, model=tiny_bert, **one_by_one)
+    assert again == note and "not measured" in helpers.held_out_loss(again)
+    made_up, labels = made_up_reviews(8)
+    train(made_up, labels, note, **TUNING)
 
 
 # ---- pretrain ----------------------------------------------------------------------------------

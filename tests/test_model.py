@@ -1,4 +1,4 @@
-"""Loading BERT: what a checkpoint lacks, and that padding changes nothing.
+"""Loading BERT: what a checkpoint lacks, and that padding moves no logit by 1e-5.
 
 What is refused stands in test_bad_input.py.
 """

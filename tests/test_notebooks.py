@@ -1,5 +1,6 @@
 """The notebooks: how they are stored and written, and that a tiny run of all of them goes through."""
 import ast
+import inspect
 import json
 import os
 import re
@@ -13,11 +14,19 @@ import papermill
 import pytest
 import yaml
 
+import assignment
+import helpers
+
 ROOT = conftest.ROOT
 TINY = ROOT / "tests" / "tiny.yml"
 PATHS = {path.stem: path for path in sorted((ROOT / "notebooks").glob("*.ipynb"))}
 FIRST = {"profile": "sample", "data_dir": "data/sample", "model": "data/sample/bert",
          "out_dir": "build/sample"}
+PATH_LINES = """
+roots = [path for path in (Path.cwd(), *Path.cwd().parents) if (path / "helpers.py").exists()]
+assert roots, "started outside of the project: give papermill --cwd PROJECT/notebooks"
+sys.path.insert(0, str(roots[0]))
+"""
 each = pytest.mark.parametrize("name", sorted(PATHS))
 
 
@@ -94,8 +103,7 @@ def test_the_first_cells(name):
     assert re.match(r"# \S.*\n\n[A-Z]", opening), "a title, then a paragraph"
     assert questions(name) == [str(i) for i in range(1, len(questions(name)) + 1)] != []
     imports = sources(name, "code")[0]
-    assert 'sys.path.insert(0, os.path.abspath(".." if os.path.isdir("../notebooks") else "."))' \
-        in imports
+    assert PATH_LINES in imports
     assert "banner(profile, model, data_dir)" in sources(name, "code")[2]
     assert f'Answers("{name}", out_dir, profile)' in sources(name, "code")[2]
 
@@ -176,6 +184,53 @@ def test_figures_have_names_of_their_own():
     assert len(names) > len(PATHS) / 2
     figures = [figure for figure, _ in names]
     assert sorted(figures) == sorted(set(figures)), "all notebooks share one folder"
+
+
+def calls(name, function):
+    """Return the calls of a function, by its name, in a notebook's code."""
+    trees = [ast.parse(cell) for cell in sources(name, "code")]
+    return [node for tree in trees for node in ast.walk(tree) if isinstance(node, ast.Call)
+            and function == getattr(node.func, "attr", getattr(node.func, "id", ""))]
+
+
+def option(call, name):
+    """Return an option of a call, which is a literal; "" when it is not given."""
+    values = [ast.literal_eval(one.value) for one in call.keywords if one.arg == name]
+    return values[0] if values else ""
+
+
+def test_every_point_of_the_assignment_has_an_answer():
+    answered = {}
+    for name in PATHS:
+        points = [option(call, "point") for call in calls(name, "give")]
+        assert [point for point in points if point] == assignment.points_named(
+            "\n".join(sources(name, "code"))) == assignment.points_named(PATHS[name].read_text("utf-8"))
+        answered[name] = {point for point in points if point}
+    assert set.union(*answered.values()) == set(assignment.POINTS)
+
+
+SHOWN = {"02": "vectorize_ex split_kept kept", "03": "fit accumulate lr_factor train classify",
+         "04": "kept_words", "05": "spans mask_pieces pretrain", "06": "make_optimizer", "07": "fit",
+         "08": "load_bert"}
+
+
+def test_the_code_that_was_asked_for_is_shown_and_has_what_it_is_shown_for():
+    shown = {}
+    for name in PATHS:
+        for call in calls(name, "show_source"):
+            function = getattr(helpers, call.args[0].id)
+            assert option(call, "around") in inspect.getsource(function), (name, call.args[0].id)
+            shown.setdefault(name[:2], []).append(function)
+    for number, functions in SHOWN.items():
+        assert {getattr(helpers, one) for one in functions.split()} <= set(shown[number]), number
+
+
+def test_a_sentence_stands_before_each_source():
+    for name in PATHS:
+        cells = read(name)["cells"]
+        for before, cell in zip(cells, cells[1:]):
+            if "show_source(" in "".join(cell["source"]) and cell["cell_type"] == "code":
+                assert before["cell_type"] == "markdown", name
 
 
 # ---- parameters and profiles -------------------------------------------------------------------
@@ -262,7 +317,7 @@ def test_every_question_has_its_answer(name, tiny_report):
     answered = {re.match(r"Q(\d+)\b", row["question"]).group(1) for row in rows}
     assert answered == set(questions(name)) and len(answered) > 0
     for row in rows:
-        assert set(row) == {"question", "answer", "figure", "holds"}
+        assert set(row) == {"question", "answer", "figure", "holds", "point"}
         assert re.search(r"\w{3}", row["answer"]) and "?" in row["question"]
         assert row["holds"] in (True, False, None)
         for word in ("nan", "NaN", "None", "inf points"):

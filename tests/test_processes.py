@@ -1,4 +1,4 @@
-"""Data-parallel training: two processes give what one gives; a dead one ends the other."""
+"""Data-parallel training: without dropout two processes give what one gives; a dead one ends both."""
 import json
 import os
 import signal
@@ -70,7 +70,7 @@ def outcome(count, model, out, mode="plain"):
     return found, printed
 
 
-def test_two_processes_train_pretrain_and_predict_as_one(tiny_bert, tmp_path):
+def test_without_dropout_two_processes_train_pretrain_and_predict_as_one(tiny_bert, tmp_path):
     [one], _ = outcome(1, tiny_bert, tmp_path / "one")
     two, printed = outcome(2, tiny_bert, tmp_path / "two")
     for found in two:

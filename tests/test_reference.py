@@ -7,6 +7,7 @@ import zipfile
 import conftest  # first: it puts the root on the path
 import pytest
 
+import assignment
 import evaluate
 import helpers
 import reference
@@ -37,18 +38,18 @@ def finished(tmp_path, monkeypatch):
         "profile": "full", "n_train": 0, "seeds": [0, 1, 2], "sizes": [3], "ks": [8, 16]})
     helpers.save_json(str(root / "bert" / "note.json"), {"source": "a small BERT"})
     helpers.save_json(str(out / "status.json"), {name: {
-        "status": "ok", "seconds": 90, "profile": "mine", "reason": ""} for name in NAMES})
-    for name in NAMES:
-        helpers.save_json(str(out / "answers" / (name + ".json")), [
-            {"question": f"What of {name}?", "answer": "80.0 ± 1.0 % | n", "holds": name == "01_one",
-             "figure": "f"}])
+        "status": "ok", "seconds": 90, "profile": "mine", "reason": "", "parameters": {},
+        "answers": [{"question": f"Q1. What of {name}?", "answer": "80.0 ± 1.0 % | n. More.",
+                     "holds": name == "01_one", "figure": "f", "point": point},
+                    {"question": "Q2. Else?", "answer": "81.5 % (1 seed)", "holds": None,
+                     "figure": "", "point": ""}]} for name, point in zip(NAMES, ("1", "4a"))})
     for name in ["index", *NAMES]:
         (out / (name + ".html")).write_text("<p>" + name)
     (out / "figures").mkdir()
     (out / "figures" / "f.png").write_bytes(b"\x89PNG")
     (root / "notebooks").mkdir()
-    for name in NAMES:
-        (root / "notebooks" / (name + ".ipynb")).write_text("{}")
+    for name, point in zip(NAMES, ("1", "4a")):
+        (root / "notebooks" / (name + ".ipynb")).write_text(json.dumps(f'give("", point="{point}")'))
     for key, keep in (("a", "head"), ("b", "tail")):
         helpers.save_json(str(out / "trials" / (key + ".json")), trial(keep=keep, seq_len=512))
     (root / "README.md").write_text("# Mine\n" + reference.BEGIN + "old\n" + reference.END + "tail\n")
@@ -63,8 +64,14 @@ def test_a_run_is_kept(finished):
     assert "old" not in text and "Model: a small BERT." in text
     assert "Thinned, against profile full: seeds 1 of 3." in text  # sizes are all, ks not its own
     assert "2 trials took 2 minutes" in text
-    assert "| What of 01_one? | 80.0 ± 1.0 % \\| n | yes | [01](notebooks/01_one.ipynb) |" in text
-    assert "| What of 02_two? | 80.0 ± 1.0 % \\| n | no | [02](notebooks/02_two.ipynb) |" in text
+    assert ("| **1** environment | What of 01_one? 80.0 ± 1.0 % \\| n. | as expected | "
+            "[01, Q1](notebooks/01_one.ipynb) |") in text
+    assert "What of 02_two? 80.0 ± 1.0 % \\| n. | not as expected | [02, Q1]" in text
+    assert "| **R5** weight decay, dropout, attention dropout | not run yet |  |  |" in text
+    assert "states is 81.5 % (1 seed), on 5 reviews of dev (notebook 01, Q2)." in text
+    listed = (root / "results" / "README.md").read_text(encoding="utf-8")
+    assert "| Q1. What of 02_two? | 80.0 ± 1.0 % \\| n. More. | not as expected | 4a |" in listed
+    assert "| Q2. Else? | 81.5 % (1 seed) | open |  |" in listed and "All 4 answers" in text
     assert (root / "figures" / "f.png").read_bytes() == b"\x89PNG"
     with zipfile.ZipFile(str(root / "results" / "report.zip")) as bundle:
         assert bundle.namelist() == ["01_one.html", "02_two.html", "index.html"]
@@ -100,8 +107,18 @@ def test_what_was_not_run_yet_is_named(status, finished):
     assert reference.main([str(out)]) == 0
     text = (root / "README.md").read_text(encoding="utf-8")
     assert "Not run yet: notebooks 02." in text and "02_two?" not in text
-    assert sorted(os.listdir(str(root / "results"))) == ["01_one.json", "report.zip", "run.json",
-                                                         "trials.zip"]
+    assert "**4a** Adam, learning rate | not run yet |  | [02](notebooks/02_two.ipynb) |" in text
+    assert sorted(os.listdir(str(root / "results"))) == ["01_one.json", "README.md", "report.zip",
+                                                         "run.json", "trials.zip"]
+
+
+def test_a_run_without_answers_is_refused(finished, capsys):
+    root, out = finished
+    rows = json.loads((out / "status.json").read_text())
+    del rows["02_two"]["answers"]
+    helpers.save_json(str(out / "status.json"), rows)
+    assert reference.main([str(out)]) == 2 and not (root / "results").exists()
+    assert "page 02_two was made before pages kept their answers" in capsys.readouterr().err
 
 
 def test_a_run_that_failed_is_refused(finished, capsys):
@@ -217,5 +234,9 @@ def test_the_kept_predictions_have_the_accuracies_that_were_printed(capsys):
 
 @pytest.mark.skipif(not os.path.isdir(reference.REFERENCE), reason="no reference run is kept")
 def test_readme_says_what_the_reference_says():
-    text = (conftest.ROOT / "README.md").read_text(encoding="utf-8")
-    assert reference.fill_in(text, reference.table_of(*reference.read_reference())) == text
+    kept, text = reference.read_reference(), (conftest.ROOT / "README.md").read_text(encoding="utf-8")
+    assert reference.fill_in(text, reference.table_of(*kept)) == text
+    with open(os.path.join(reference.REFERENCE, "README.md"), encoding="utf-8") as file:
+        assert file.read() == reference.all_answers(kept[0])
+    points = {row["point"] for page in kept[0].values() for row in page["answers"]} - {""}
+    assert points == set(assignment.POINTS)

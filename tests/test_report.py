@@ -12,6 +12,7 @@ import report_helpers as h
 
 import pages
 import report
+from assignment import POINTS
 
 
 @pytest.fixture(scope="module")
@@ -78,8 +79,9 @@ def test_parameters_reach_only_the_notebooks_that_declare_them(gallery):
 def test_everything_lies_under_out(gallery):
     folder, out, _, _ = gallery
     assert {p.name for p in folder.iterdir()} <= {
-        "report.py", "pages.py", "report.html.j2", "notebooks", "profiles", "build", "said",
-        "user", "__pycache__"}
+        "report.py", "parameters.py", "pages.py", "report.html.j2", "assignment.py", "notebooks",
+        "profiles", "build",
+        "said", "user", "__pycache__"}
     assert len(list((folder / "notebooks").iterdir())) == 6
     assert not list(out.rglob("*.part")), "a file written aside was left"
 
@@ -167,9 +169,41 @@ def test_index_lists_answers_and_reasons(gallery):
     page = Page(gallery[1] / "index.html")
     assert "We count words, e.g. in one line." in page.text and "Then more" not in page.text
     assert "Is <b>long</b> better?" in page.text and "+1.2 points" in page.text
-    assert page.text.count("✓ as expected") == 1 and "✗" not in page.text
+    assert page.text.count("✓ as expected") == 2 and "✗" not in page.text
     assert "not run" in page.text
     assert "<script>alert(2)</script> at" in page.text
+
+
+def test_index_shows_what_its_pages_show(gallery):
+    page = Page(gallery[1] / "index.html")
+    assert (gallery[1] / "answers" / "01_good.json").exists() and "of another run" not in page.text
+    assert page.text.count("within noise") == 1  # no point's answer: in the notebook's list alone
+
+
+def test_the_front_page_begins_with_what_was_found(gallery):
+    page = Page(gallery[1] / "index.html")
+    text = " ".join(page.text.split("</style>")[-1].split())
+    begin = text.index("Model a, fine-tuned on reviews of b")  # as the gallery names them
+    assert text[begin:].startswith(
+        "Model a, fine-tuned on reviews of b (profile sample): the best accuracy that an answer states is "
+        "71.5 ± 0.4 % (3 seeds), on all reviews of dev (01, Q1. Is <b>long</b> better?).")
+    assert begin < text.index("3a special tokens") < text.index("How long is a review?")
+    assert "01_good.html#a1" in page.links and "01_good.html#a2" in page.links
+    assert {"a1", "a2"} <= set(Page(gallery[1] / "01_good.html").ids)
+    assert '#a' not in Page(gallery[1] / "02_fails.html").text
+
+
+def test_the_table_by_point_says_what_is_missing_and_why(gallery):
+    page = Page(gallery[1] / "index.html")
+    rows = re.findall(r"(?s)<tr>.*?(?=<tr>|</table>)", page.source.split("<h2>")[0])[1:]
+    assert len(rows) == len(POINTS)
+    by_point = dict(zip(POINTS, rows))
+    assert "+1.2 points: 71.5 ± 0.4 % (3 seeds)." in by_point["3a"]
+    assert "The rest is detail" not in by_point["3a"] and "✓ as expected" in by_point["3a"]
+    assert 'href="01_good.html#a1">01, Q1<' in by_point["3a"]
+    assert "No answer: ValueError: " in by_point["4a"] and ">failed<" in by_point["4a"]
+    assert 'href="02_fails.html">02<' in by_point["4a"]
+    assert "No notebook answers this." in by_point["R5"]
 
 
 def test_only_keeps_the_other_pages_and_statuses(gallery):
@@ -183,11 +217,16 @@ def test_only_keeps_the_other_pages_and_statuses(gallery):
     assert after == before and (out / "01_good.html").read_bytes() == page
 
 
-STUBBORN = """import signal, subprocess
-subprocess.Popen(["sleep", "100"])
+CHILD = 'import signal, subprocess\nsubprocess.Popen(["sleep", "100"])\n'
+STUBBORN = CHILD + """print("half way", flush=True)
 signal.signal(signal.SIGINT, signal.SIG_IGN)
 open(out_dir + "/begun", "w").close()
 for _ in range(1000): time.sleep(.1)"""
+# A kernel that is in no hurry to end, and deaf to SIGTERM: its manager kills it after seconds.
+LINGERING = """import atexit, signal
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+atexit.register(time.sleep, 100)
+time.sleep(1)"""
 
 
 def sleeper(folder, *cells):
@@ -198,13 +237,23 @@ def sleeper(folder, *cells):
     return folder / "out"
 
 
+def hurry(folder, **seconds):
+    """Give a project's report.py other times than its own."""
+    path = folder / "report.py"
+    text = path.read_text(encoding="utf-8")
+    for name, value in seconds.items():
+        text, count = re.subn(rf"(?m)^{name} = \d+", f"{name} = {value}", text)
+        assert count == 1, name
+    path.write_text(text, encoding="utf-8")
+
+
 @pytest.fixture(scope="module")
 def asleep(tmp_path_factory):
     """Start a report for each test that stops one, all at once: name -> (process, out)."""
     started = {}
     for name in "sigint", "sigterm", "stubborn", "killed":
         folder = tmp_path_factory.mktemp(name) / "project"
-        out = sleeper(folder, STUBBORN if name == "stubborn" else h.WAIT)
+        out = sleeper(folder, {"stubborn": STUBBORN, "killed": CHILD + h.WAIT}.get(name, h.WAIT))
         started[name] = h.start(folder, "--out", str(out)), out
     for _, out in started.values():
         h.wait_for((out / "begun").exists)
@@ -233,13 +282,54 @@ def test_a_second_interrupt_kills_a_stubborn_kernel(asleep):
     process.send_signal(signal.SIGINT)
     assert process.wait(timeout=50) == 130 and not h.survivors(out)
     assert h.read_status(out)["01_sleeps"]["status"] == "interrupted"
-    assert "Deaf" in Page(out / "01_sleeps.html").text
+    page = Page(out / "01_sleeps.html").text
+    assert "Deaf" in page and "half way\n" in page, "what it had printed was not kept"
 
 
 def test_nothing_survives_a_killed_report(asleep):
     process, out = asleep["killed"]
+    assert len(h.survivors(out)) >= 3, "papermill, its kernel, and what that started"
     process.kill()
     h.wait_for(lambda: not h.survivors(out), 10)
+
+
+@pytest.mark.parametrize("where", ["", "cell 0"])
+def test_an_interrupt_before_the_first_cell(tmp_path, where):
+    out = sleeper(tmp_path / "project", "time.sleep(100)", "time.sleep(100)")
+    process, said = h.start(tmp_path / "project", "--out", str(out)), tmp_path / "project" / "said"
+    h.wait_for(lambda: "started" in said.read_text())
+    h.wait_for(lambda: where in pages.find_cell(out / "notebooks" / "01_sleeps.ipynb"), 60)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(timeout=30) == 130 and not h.survivors(out)
+    assert h.read_status(out)["01_sleeps"]["status"] == "interrupted"
+    assert "Deaf" in Page(out / "01_sleeps.html").text
+
+
+def test_a_cell_that_saves_for_too_long_is_ended_and_its_page_kept(gallery, tmp_path):
+    limit = f"{4 * h.read_status(gallery[1])['02_fails']['seconds'] / 60:.2f}"
+    out = sleeper(tmp_path / "project", STUBBORN)
+    hurry(tmp_path / "project", GRACE=2)
+    code, said = h.run(tmp_path / "project", "--timeout", limit, "--only", "01", "--out", str(out))
+    row, page = h.read_status(out)["01_sleeps"], Page(out / "01_sleeps.html").text
+    assert (code, row["status"]) == (1, "timeout") and not h.survivors(out), said
+    assert "(in cell 4 of 4)" in row["reason"] and "half way\n" in page
+
+
+def test_the_log_names_a_cell_and_a_kernel_may_take_its_time_to_leave(tmp_path):
+    out = sleeper(tmp_path / "project", LINGERING)
+    hurry(tmp_path / "project", BEAT=0)
+    code, said = h.run(tmp_path / "project", "--only", "01", "--out", str(out))
+    assert h.read_status(out)["01_sleeps"]["status"] == "ok" and code == 0, said
+    assert "01_sleeps: cell 4 of 4, " in said and ": , " not in said
+    assert all(line.startswith("01_sleeps: ") for line in said.splitlines()[:-2]), said
+
+
+def test_help_has_examples_and_exit_codes(capsys):
+    with pytest.raises(SystemExit):
+        report.main(["--help"])
+    text = capsys.readouterr().out
+    assert "\n    python report.py --profile small --jobs 2" in text
+    assert "Exit code: 0 all" in text and "130/143" in text and "--timeout" in text
 
 
 def test_timeout_interrupts_even_a_cell_that_swallows_it(gallery, tmp_path):

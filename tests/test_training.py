@@ -573,7 +573,8 @@ for owner, name, calls in ((helpers, "summed_loss", 9), (os, "fsync", 3)):
         whole_run({model!r})
         os._exit(0)
     assert os.waitpid(child, 0)[1] == signal.SIGKILL
-    print("files", len(os.listdir(os.path.join(os.environ["FILIMDB_CACHE"], "runs"))))
+    print("files", sum(name.endswith(".checkpoint") for name in os.listdir(
+        os.path.join(os.environ["FILIMDB_CACHE"], "runs"))))
 params = whole_run({model!r})
 print("weights", helpers.weights_digest(params["model"]))
 """

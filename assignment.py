@@ -1,0 +1,64 @@
+"""The assignment's points, and a run's answers put in their order: for the front page and README.
+
+A notebook's answer names its point: `answers.give("Q2. ...", "...", point="4a")`. Nothing is
+imported beyond the standard library: report.py has no torch to load.
+"""
+import re
+
+POINTS = {
+    "1": "environment", "2": "bert-base-uncased", "2a": "lower-casing",
+    "3": "vectorize_ex", "3a": "special tokens", "3b": "limit of positions", "3c": "padding",
+    "3d": "input mask",
+    "4": "training loop and curves", "4a": "Adam, learning rate", "4b": "warm-up, decay, epochs",
+    "4c": "memory, batch size, accumulation",
+    "R1": "first or last k words", "R2": "masked-LM pretraining", "R3": "Adam or AdamW",
+    "R4": "gradient clipping", "R5": "weight decay, dropout, attention dropout"}
+VERDICTS = {True: "as expected", False: "not as expected", None: "open"}
+ACCURACY = re.compile(r"(\d+\.\d)(?: ± \d+\.\d)? % \(\d+ seeds?\b[^)]*\)")  # as studies.show does
+
+
+def first_sentence(text):
+    """Return a text's first sentence; a new one begins with a capital."""
+    return re.split(r"(?<=[.!?]) (?=[A-Z])", text)[0]
+
+
+def points_named(source):
+    """Return the points that a notebook's file names, whether it was run or not."""
+    return re.findall(r'\bpoint=\\?"(\w+)\\?"', source)
+
+
+def split_question(question):
+    """Return (its number, the rest): "Q2. Why?" gives ("Q2", "Why?")."""
+    number, rest = re.match(r"(?s)(?:(Q\d+)\. )?(.*)", question).groups()
+    return number or "", rest
+
+
+def table_by_point(answers, named):
+    """Return the rows of the table by point: one for each answer, at least one for each point.
+
+    answers: {notebook: its answers, in order}; named: {notebook: points that its source names}.
+    `place`: 1 for the notebook's first answer; a point that has none yet: `answer` is "".
+    """
+    rows = []
+    for point, title in POINTS.items():
+        before = len(rows)
+        for notebook, points in named.items():
+            found = [(place, row) for place, row in enumerate(answers.get(notebook, ()), 1)
+                     if row.get("point") == point]
+            for place, row in found or [(0, {})] * (point in points):
+                number, question = split_question(row.get("question", ""))
+                rows.append({"point": point, "title": title, "notebook": notebook, "place": place,
+                             "number": number, "question": question, "holds": row.get("holds"),
+                             "answer": first_sentence(row.get("answer", ""))})
+        if len(rows) == before:
+            rows.append({"point": point, "title": title, "notebook": "", "place": 0, "number": "",
+                         "question": "", "holds": None, "answer": ""})
+    return rows
+
+
+def best_accuracy(answers):
+    """Return (as it is stated, notebook, place) of the best accuracy over seeds; None: none."""
+    stated = [(float(match.group(1)), match.group(), notebook, place)
+              for notebook, rows in answers.items() for place, row in enumerate(rows, 1)
+              for match in ACCURACY.finditer(row["answer"])]
+    return max(stated, key=lambda one: one[0])[1:] if stated else None
