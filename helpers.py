@@ -2064,13 +2064,13 @@ def check_params(params):
 def check_place(folder):
     """Return the real path of a place for a classifier; refuse where anything else lies."""
     place = os.path.realpath(os.path.expanduser(folder))
+    parent = os.path.dirname(place)
+    if not folder or not os.path.isdir(parent) or not os.access(parent, os.W_OK):
+        raise InputError(f"{folder}: not a place in a folder that can be written; name another")
     if os.path.lexists(place) and "labels" not in (sound_note(place) or {}) and not (
             os.path.isdir(place) and not os.listdir(place)):
         raise InputError(f"{folder}: is there already, and is no sound classifier that "
                          f"save_classifier wrote; name another folder, or remove it")
-    parent = os.path.dirname(place)
-    if not folder or not os.path.isdir(parent) or not os.access(parent, os.W_OK):
-        raise InputError(f"{folder}: not a place in a folder that can be written; name another")
     return place
 
 

@@ -56,7 +56,7 @@ def state_of_files(model):
     if not os.path.isdir(folder):
         folder = ""
         with contextlib.suppress(ImportError, ValueError):  # transformers 2.1; no hub's name
-            from huggingface_hub import try_to_load_from_cache
+            from transformers.utils.hub import try_to_load_from_cache
             folder = os.path.dirname(str(try_to_load_from_cache(model, "config.json") or ""))
     if not os.path.isdir(folder):
         return None

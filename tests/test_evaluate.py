@@ -423,7 +423,7 @@ def test_the_harness_keeps_its_random_stream(form, seed, submitted):
 # ---- imports -----------------------------------------------------------------------------------
 
 CORE = {"torch", "transformers", "numpy", "tqdm"}
-LATE = {"matplotlib", "scipy", "sklearn", "distributed", "IPython"}  # inside functions only
+LATE = {"pygments", "matplotlib", "scipy", "sklearn", "distributed", "IPython"}  # inside functions only
 
 
 def is_standard(module):
@@ -469,7 +469,8 @@ def test_nothing_else_is_imported(name):
     path = conftest.ROOT / name
     notebook = name.endswith(".ipynb")
     top, late = imported(notebook_code(path) if notebook else path.read_text(encoding="utf-8"))
-    own = {"helpers.py": set(), "studies.py": {"helpers"}, "figures.py": {"helpers", "studies"},
+    own = {"helpers.py": set(), "studies.py": {"helpers"},
+           "figures.py": {"assignment", "helpers", "studies"},
            "evaluate.py": {"helpers"}}
     allowed = CORE | own.get(name, {"helpers", "studies", "figures"})
     optional = LATE if name in ("helpers.py", "studies.py", "figures.py") else set()
@@ -510,9 +511,10 @@ assert not loaded - already, loaded
 
 
 def test_importing_has_no_side_effects(tmp_path):
-    for name in ("helpers.py", "studies.py", "figures.py", "evaluate.py"):
+    names = "helpers.py", "studies.py", "figures.py", "evaluate.py", "assignment.py"
+    for name in names:
         shutil.copy(str(conftest.ROOT / name), str(tmp_path))
     done = subprocess.run([sys.executable, "-B", "-c", SIDE_EFFECTS], cwd=str(tmp_path),
                           stdout=subprocess.PIPE, stderr=subprocess.PIPE, universal_newlines=True)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
-    assert len(os.listdir(str(tmp_path))) == 4
+    assert len(os.listdir(str(tmp_path))) == len(names)

@@ -246,7 +246,7 @@ def test_uneven_masks_accumulate_as_one_big_batch(tiny_bert, batches_of):
 
 def test_short_texts_in_small_micro_batches(cache, tiny_bert):
     """Most of these have no masked piece at all."""
-    texts = [f"good {word}" for word in TEXTS[0].split() + TEXTS[1].split() + TEXTS[2].split()]
+    texts = [f"good {word}" for text in TEXTS for word in text.split()]
     note = pretrain(texts, model=tiny_bert, **dict(QUICK, accumulation=16))
     assert note["n_texts"] == len(set(texts)) and math.isfinite(note["loss_after"])
 

@@ -43,7 +43,7 @@ def test_a_row_a_trial_with_every_key():
     table = as_table([a_row("0111", precision="fp32"), broken])
     assert list(table["dev_accuracy"])[0] == 0.75 and math.isnan(table["dev_accuracy"][1])
     assert set(vars(helpers.Config())) <= set(table.columns)
-    assert list(table["precision"]) == ["fp32", "auto"] and list(table["device"]) == ["cpu"] * 2
+    assert list(table["precision"]) == ["auto", "auto"] and list(table["device"]) == ["cpu"] * 2
     assert list(table["failed"]) == ["", "diverged: nan at step 3"]
     assert list(table["correct"]) == ["0111", ""] and table["history"][0] == [{"step": 0}]
     assert list(table["lr"]) == [2e-5, 1e-3] and list(table["model"]) == ["tiny"] * 2

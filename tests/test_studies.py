@@ -101,9 +101,13 @@ def test_a_finished_trial_is_not_run_again(grid, runs, tmp_path):
 
 
 def reference_trial(model, store):
-    """Return the losses of a trial with everything that a trial can have, dropout too."""
+    """Return the losses of a trial with everything that a trial can have; dropout today alone.
+
+    PyTorch 1.3 draws its masks by a library whose numbers differ from CPU to CPU.
+    """
+    dropouts = {} if TODAY else {"dropout": 0.0, "attention_dropout": 0.0}
     row = studies.run_trials([dict(model=model, seq_len=16, epochs=2, batch_size=8, lr=1e-3,
-                                   accumulation=2, device="cpu")], TRAIN, DEV, store)[0]
+                                   accumulation=2, device="cpu", **dropouts)], TRAIN, DEV, store)[0]
     return [r["loss"] for r in row["history"] if "loss" in r] + [row["metrics"]["dev_loss"]]
 
 
