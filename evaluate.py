@@ -37,8 +37,12 @@ if __name__ == "__main__":  # while libraries are loaded, which takes seconds, n
     for number in STOPS:
         signal.signal(number, lambda number, frame: os._exit(stopped(number)))
 
+import checkpoints  # noqa: E402
+import files  # noqa: E402
 import helpers  # noqa: E402
-from helpers import LABEL_IDS, InputError  # noqa: E402
+import runtime  # noqa: E402
+from files import InputError  # noqa: E402
+from helpers import LABEL_IDS  # noqa: E402
 
 SAMPLE = os.path.join("data", "sample")
 TINY = os.path.join(SAMPLE, "bert")
@@ -111,13 +115,13 @@ def check_output(path):
 
 def check_training(configs, data_dir, labels):
     """Refuse what `train` or `pretrain` would refuse, before hours are spent."""
-    path = os.path.join(helpers.find_path(data_dir), "train.labels")
+    path = os.path.join(files.find_path(data_dir), "train.labels")
     if labels is None:
         raise InputError(f"{path}: missing; training needs neg or pos for every review")
     if len(set(labels)) < 2:
         raise InputError(f"{path}: holds {labels[0]} alone; training needs neg and pos")
     for config in configs:
-        helpers.pick_device(config.device)
+        runtime.pick_device(config.device)
         limit = positions_of(config.model)
         if config.seq_len > limit:
             raise InputError(f"seq_len={config.seq_len}: the model has {limit} positions, no more")
@@ -125,7 +129,7 @@ def check_training(configs, data_dir, labels):
 
 def positions_of(model):
     """Return the positions of a model's folder; 512 where load_bert is to find the fault."""
-    path = os.path.join(helpers.find_path(model), "config.json")
+    path = os.path.join(files.find_path(model), "config.json")
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
         with open(path, encoding="utf-8") as file:
             return int(json.load(file)["max_position_embeddings"])
@@ -140,7 +144,7 @@ def write_predictions(path, data, predicted):
             raise RuntimeError(f"{part}: {len(predicted[part])} predictions for "
                                f"{len(data[part].ids)} reviews, or a label that is none")
         lines += [f"{i}\t{label}\n" for i, label in zip(data[part].ids, predicted[part])]
-    with helpers.written_whole(path) as file:
+    with files.open_atomically(path) as file:
         file.writelines(lines)
     print(f"{path}: {len(lines):,} predictions", flush=True)
 
@@ -164,7 +168,7 @@ def warn_of_one_class(data, predicted):
     """Say loudly which parts with both labels are called neg, or pos, from end to end."""
     for part in data:
         if len(set(data[part].labels or [])) > 1 and len(set(predicted[part])) == 1:
-            helpers.warn(f"{part}: all {len(predicted[part])} reviews are called "
+            files.warn(f"{part}: all {len(predicted[part])} reviews are called "
                          f"{predicted[part][0]}: the training collapsed or learned nothing; "
                          f"try another lr, a longer warmup, another seed")
 
@@ -199,7 +203,7 @@ def run(argv=None):
     overrides, pretrain_overrides = parse_settings(args.set)
     check_output(args.out)
     if args.save is not None:
-        helpers.check_place(args.save)
+        checkpoints.check_place(args.save)
     data_dir = SAMPLE if args.data is None else args.data
     tiny = args.data is None and args.model is None and args.load is None
     if args.data is None:
@@ -219,12 +223,12 @@ def run(argv=None):
     started = time.time()
     predicted = {part: helpers.classify(data[part].texts, params, **overrides) for part in data}
     print(f"classification: {(time.time() - started) / 60:.1f} minutes", flush=True)
-    if not helpers.processes()[0]:
+    if not runtime.processes()[0]:
         write_predictions(args.out, data, predicted)
         if args.save is not None:
             helpers.save_classifier(args.save, params)
             print(f"{args.save}: the classifier, for --load", flush=True)
-        helpers.forget(params["run"])
+        files.remove_if_there(params["run"])
         report(data, predicted, seen)
         warn_of_one_class(data, predicted)
 
@@ -239,7 +243,7 @@ def main(argv=None):
     try:
         for number in STOPS:
             signal.signal(number, interrupt)
-        with helpers.joined_processes():
+        with runtime.joined_processes():
             run(argv)
         return 0
     except (InputError, helpers.Diverged) as error:

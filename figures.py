@@ -22,9 +22,11 @@ import textwrap
 
 import numpy as np
 
-import helpers
+import files
+import runtime
 from assignment import POINTS
-from helpers import VERSIONS, InputError
+from files import InputError
+from runtime import VERSIONS
 from studies import counted, cut_shares, device_name, rows_of, series, spread, values_of
 
 # ---- one look -----------------------------------------------------------------------------------
@@ -195,7 +197,7 @@ def padding_figure(changes, flips, bound):
     axes.set_yscale("log")
     log_axis(axes, lengths)
     axes.set_ylim(floor / 3, 1e4)
-    axes.set_xlabel("padded length, pieces")
+    axes.set_xlabel("padded length, tokens")
     axes.set_ylabel("change of a review's logit")
     return figure
 
@@ -220,7 +222,7 @@ def lengths_figure(lengths, limits):
     axes.set_xlim(least * 0.9, most * 1.1)
     axes.set_ylim(0, 116)
     axes.set_yticks([0, 25, 50, 75, 100])
-    axes.set_xlabel("length of a review, pieces with [CLS] and [SEP]")
+    axes.set_xlabel("length of a review, tokens with [CLS] and [SEP]")
     axes.set_ylabel("reviews up to that length, %")
     return figure
 
@@ -314,7 +316,7 @@ def plot_mlm_loss(axes, curve):
     ends = {}
     for key, name, points, colour in (("loss", "training", curve[1:], COLOURS[1]),
                                       ("held_out_loss", "held out", curve, COLOURS[0])):
-        losses = [math.nan if p[key] is None else p[key] for p in points]  # None: no masked piece
+        losses = [math.nan if p[key] is None else p[key] for p in points]  # None: no masked token
         axes.plot([p["epoch"] for p in points], losses, "o-", color=colour, markersize=4)
         ends[name] = losses[-1] if points else math.nan, colour
     label_ends(axes, ends)
@@ -448,10 +450,10 @@ def save_figure(figure, name, finding, out_dir, data=None):
         figure.tight_layout()  # the first may have changed which ticks there are
     picture = io.BytesIO()
     figure.savefig(picture, format="png", dpi=130)
-    with helpers.written_whole(os.path.join(folder, name + ".png"), "wb") as file:
+    with files.open_atomically(os.path.join(folder, name + ".png"), "wb") as file:
         file.write(picture.getvalue())
     if data:
-        helpers.save_table(os.path.join(folder, name + ".csv"), data)
+        files.save_table(os.path.join(folder, name + ".csv"), data)
     text = html.escape(as_sentence(finding))
     show_html(f'<figure><img alt="{text}" src="data:image/png;base64,'
               f'{base64.b64encode(picture.getvalue()).decode()}" style="max-width:100%">'
@@ -530,7 +532,7 @@ class Answers:
         row = {"question": question, "answer": as_sentence(answer), "figure": figure,
                "holds": holds, "point": point}
         self.rows.append(row)
-        helpers.save_json(os.path.join(self.out_dir, "answers", self.name + ".json"), self.rows)
+        files.save_json(os.path.join(self.out_dir, "answers", self.name + ".json"), self.rows)
         claim = {True: "As expected.", False: "NOT as expected.", None: ""}[holds]
         asked = f" <small>(assignment: {point})</small>" if point else ""
         show_html(f'<p class="answer"><strong>{html.escape(question)}</strong> '
@@ -548,7 +550,7 @@ class Answers:
 
 def banner(profile, model, data_dir, device=""):
     """Print which run this is: profile, data, model, stack, device."""
-    device = helpers.pick_device(device)
+    device = runtime.pick_device(device)
     print(f"profile {profile} | data {data_dir} | model {model} | {device_name(device)}")
     print(", ".join(f"{name} {version}" for name, version in VERSIONS.items()))
     if profile == "sample":

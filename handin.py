@@ -6,10 +6,11 @@ import re
 import sys
 from pathlib import Path
 
-MODULES = "files", "runtime", "cpu", "helpers"  # each imports only from those before it
+MODULES = "files", "runtime", "cpu", "checkpoints", "helpers"  # each needs those before it
 # What the joined file does not need: imports of its own parts, and the check that they are there.
-OWN = re.compile(r"^from (?:__future__|files|runtime|cpu) import (?:\([^)]*\)|[^\n(]*)\n"
-                 r"|^try:\n    import files\n(?:except|    ).*\n(?:    .*\n)*", re.M)
+OWN = re.compile(r"^from (?:__future__|files|runtime|cpu|checkpoints) import "
+                 r"(?:\([^)]*\)|[^\n(]*)\n"
+                 r"|^try:\n    import files.*\n(?:except|    ).*\n(?:    .*\n)*", re.M)
 
 
 def join(folder):

@@ -23,7 +23,9 @@ import yaml
 
 import evaluate
 from assignment import VERDICTS, best_accuracy, points_named, split_question, table_by_point
-from helpers import HERE, VERSIONS, InputError, make_config, save_json, settings, written_whole
+from files import HERE, InputError, open_atomically, save_json
+from helpers import make_config, settings
+from runtime import VERSIONS
 from studies import compare, show, spread
 
 REFERENCE = os.path.join(HERE, "results", "reference")
@@ -83,7 +85,7 @@ def cost_of(out, pages):
 
 def archive(path, members):
     """Write a ZIP of {name within: file}; the same files give the same bytes."""
-    with written_whole(path, "wb") as file, zipfile.ZipFile(file, "w") as bundle:
+    with open_atomically(path, "wb") as file, zipfile.ZipFile(file, "w") as bundle:
         for name, source in sorted(members.items()):
             entry = zipfile.ZipInfo(name)
             entry.compress_type, entry.external_attr = zipfile.ZIP_DEFLATED, 0o644 << 16
@@ -102,7 +104,7 @@ def keep(out):
     save_json(os.path.join(REFERENCE, "run.json"), cost_of(out, pages))
     for name in sorted(os.listdir(os.path.join(out, "figures"))):
         with open(os.path.join(out, "figures", name), "rb") as source, \
-                written_whole(os.path.join(HERE, "figures", name), "wb") as target:
+                open_atomically(os.path.join(HERE, "figures", name), "wb") as target:
             target.write(source.read())
     archive(os.path.join(REFERENCE, "report.zip"), {
         name + ".html": os.path.join(out, name + ".html") for name in ["index", *notebooks()]})
@@ -119,7 +121,7 @@ def bring_back(out):
         for name in bundle.namelist():
             target = os.path.join(folder, os.path.basename(name))
             if not os.path.exists(target):
-                with written_whole(target, "wb") as file:
+                with open_atomically(target, "wb") as file:
                     file.write(bundle.read(name))
 
 
@@ -153,7 +155,7 @@ def run_recipe(arguments):
     if code:
         return code
     with open(evaluate.parse_arguments(arguments).out, "rb") as predictions, \
-            written_whole(os.path.join(REFERENCE, "preds.tsv.gz"), "wb") as file, \
+            open_atomically(os.path.join(REFERENCE, "preds.tsv.gz"), "wb") as file, \
             gzip.GzipFile("", "wb", fileobj=file, mtime=0) as packed:  # no date: the same bytes
         packed.write(predictions.read())
     save_json(os.path.join(REFERENCE, "recipe.json"), {
@@ -267,7 +269,7 @@ def anchors_of(pages, run, recipe, trials):
     return ["", "**Beside published figures** of bert-base-uncased on IMDb's 25,000 training "
             "reviews ([S]: errors, Sun et al. 2019; [R]: accuracies, a reproduction, 3 seeds):",
             "", "| finding | published | this run, dev | same work? |", "|---|---|---|---|",
-            table_row("which end of a review, 512 pieces",
+            table_row("which end of a review, 512 tokens",
                       "[S] head 5.63 %, tail 5.44, head+tail 5.42; "
                       "[R] head 94.20 %, tail 94.48, head+tail 94.57",
                       tried(varied(trials, run, "keep", seq_len=512)), few),
@@ -279,10 +281,10 @@ def anchors_of(pages, run, recipe, trials):
                       answers_to(pages, "05", "Q3"), other.format(listed(told["sizes"]))),
             table_row("accumulation", "[R] 12 x 2: 94.60 %, 24 x 1: 94.57",
                       answers_to(pages, "03", "Q5"), few),
-            table_row("reviews longer than 128 / 256 / 512 pieces", "[R] 88 / 41 / 13 %",
+            table_row("reviews longer than 128 / 256 / 512 tokens", "[R] 88 / 41 / 13 %",
                       answers_to(pages, "02", "Q7"), "the same, of other reviews"),
             table_row("the whole train part",
-                      "[S] 512 pieces, head+tail: 5.42 %, with MLM pretraining 4.37",
+                      "[S] 512 tokens, head+tail: 5.42 %, with MLM pretraining 4.37",
                       accuracy_on("dev", recipe), other.format("the train part's"))]
 
 
@@ -341,7 +343,7 @@ def table_of(pages, run, recipe, trials):
              if best else [])
     lines += [f"Model: {run['weights'] or told['model']}. Profile {told['profile']}: "
               f"{told['n_train']} training reviews (notebook 05: {listed(told['sizes'])}), "
-              f"{told['n_dev']} dev reviews, {told['seq_len']} pieces, {told['epochs']} epochs, "
+              f"{told['n_dev']} dev reviews, {told['seq_len']} tokens, {told['epochs']} epochs, "
               f"seeds {told['seeds']}. {run['trials']} trials took {run['trial_minutes']:.0f} "
               f"minutes of training and measuring on {' and '.join(run['devices'])} "
               f"({run['cores']} cores). Again: `make reference`. "
@@ -374,7 +376,7 @@ def write_readme():
         text = file.read()
     for target, written in ((path, fill_in(text, table_of(*kept))),
                             (os.path.join(REFERENCE, "README.md"), all_answers(kept[0]))):
-        with written_whole(target) as file:
+        with open_atomically(target) as file:
             file.write(written)
 
 

@@ -25,13 +25,19 @@ from collections import Counter, namedtuple
 import numpy as np
 import torch
 
+import checkpoints
+import effects
+import files
 import helpers
-from helpers import RESULTS_VERSION, VERSIONS, Diverged, InputError, locked
+import runtime
+from files import InputError, try_lock
+from helpers import RESULTS_VERSION, Diverged
+from runtime import VERSIONS
 
 
 def from_root(path):
     """Return a path as seen from the repository's root, wherever the kernel was started."""
-    return os.path.join(helpers.HERE, os.path.expanduser(path))  # an absolute path stays
+    return os.path.join(files.HERE, os.path.expanduser(path))  # an absolute path stays
 
 
 def check_lists(**values):
@@ -52,7 +58,7 @@ def state_of_files(model):
 
     Of a hub's model that is the folder of the revision that the local cache has.
     """
-    folder = helpers.find_path(model)
+    folder = files.find_path(model)
     if not os.path.isdir(folder):
         folder = ""
         with contextlib.suppress(ImportError, ValueError):  # transformers 2.1; no hub's name
@@ -60,9 +66,9 @@ def state_of_files(model):
             folder = os.path.dirname(str(try_to_load_from_cache(model, "config.json") or ""))
     if not os.path.isdir(folder):
         return None
-    files = ((path, os.stat(path)) for path in sorted(glob.glob(
+    states = ((path, os.stat(path)) for path in sorted(glob.glob(
         os.path.join(glob.escape(os.path.realpath(folder)), "*"))))
-    return tuple((path, file.st_size, file.st_mtime_ns, file.st_ino) for path, file in files)
+    return tuple((path, file.st_size, file.st_mtime_ns, file.st_ino) for path, file in states)
 
 
 def origin_of(model):
@@ -73,8 +79,8 @@ def origin_of(model):
     state = state_of_files(model)
     if state in _origins:
         return _origins[state]
-    note = helpers.sound_note(helpers.find_path(model)) or {}
-    origin = note.get("key") or helpers.model_digest(*helpers.load_bert(model))
+    note = checkpoints.sound_note(files.find_path(model)) or {}
+    origin = note.get("key") or checkpoints.model_digest(*helpers.load_bert(model))
     if state and state == state_of_files(model):
         _origins[state] = origin
     return origin
@@ -82,7 +88,7 @@ def origin_of(model):
 
 def trial_key(config, train_part, dev_part):
     """Return the name of a trial: a digest of all that determines its result."""
-    return helpers.digest(RESULTS_VERSION, VERSIONS["torch"], VERSIONS["transformers"],
+    return files.digest(RESULTS_VERSION, VERSIONS["torch"], VERSIONS["transformers"],
                           helpers.named_settings(config), origin_of(config.model),
                           train_part.texts, train_part.labels, dev_part.texts,
                           dev_part.labels)[:24]
@@ -113,7 +119,7 @@ def run_trials(grid, train_part, dev_part, store, what="trials", scheduler=""):
 
 def run_here(jobs, what):
     """Return the trials' rows, one after another; what another process runs is waited for."""
-    rows, bar = [None] * len(jobs), helpers.progress_bar(len(jobs), what, "trial")
+    rows, bar = [None] * len(jobs), runtime.progress_bar(len(jobs), what, "trial")
     while None in rows:
         waiting = rows.count(None)
         for i, job in enumerate(jobs):
@@ -132,7 +138,7 @@ def tell_broken(grid, rows, what):
         apart = [f"{key} {value}" for key, value in overrides.items()
                  if any(other.get(key) != value for other in grid)]
         if row["mark"]:
-            helpers.warn(f"{what}: {', '.join(apart) or 'the trial'}: broken, left out of every "
+            files.warn(f"{what}: {', '.join(apart) or 'the trial'}: broken, left out of every "
                          f"mean ({row['mark']})")
 
 
@@ -155,7 +161,7 @@ def run_on_cluster(jobs, scheduler):
         client = Client(scheduler, timeout=10)
     except (OSError, ValueError) as error:
         raise InputError(f"scheduler {scheduler!r}: no Dask scheduler answers there "
-                         f"({helpers.one_line(error)})") from None
+                         f"({files.one_line(error)})") from None
     with client:
         return client.gather(client.map(until_done, jobs, pure=False, retries=3))
 
@@ -169,16 +175,16 @@ def run_once(config, train_part, dev_part, store):
     path = os.path.join(store, key + ".json")
     row = read_row(path)
     if row is None:
-        with locked(path + ".lock") as mine:
+        with try_lock(path + ".lock") as mine:
             row = read_row(path) if mine else None  # it may have been finished meanwhile
             if mine and row is None:
                 row = run_trial(config, train_part, dev_part)
                 if trial_key(config, train_part, dev_part) == key:
-                    row["checksum"] = helpers.digest(row)
-                    helpers.save_json(path, row)
+                    row["checksum"] = files.digest(row)
+                    files.save_json(path, row)
                 else:
-                    row = helpers.warn(f"{config.model} was replaced during a trial: run again")
-                helpers.forget(path + ".lock")  # whoever waits on it finds the row
+                    row = files.warn(f"{config.model} was replaced during a trial: run again")
+                files.remove_if_there(path + ".lock")  # whoever waits on it finds the row
     return row
 
 
@@ -187,19 +193,19 @@ def read_row(path):
     try:
         with open(path, encoding="utf-8") as file:
             row = json.load(file)
-        if row["checksum"] == helpers.digest({k: v for k, v in row.items() if k != "checksum"}):
+        if row["checksum"] == files.digest({k: v for k, v in row.items() if k != "checksum"}):
             return row
     except FileNotFoundError:
         return None
     except (ValueError, KeyError, TypeError, OSError):
         pass
-    return helpers.set_aside(path)
+    return files.quarantine(path)
 
 
 N_CURVE = 100  # reviews of train, and of dev, that the points of a learning curve are measured on
 
 
-@helpers.exclusive
+@runtime.exclusive
 def run_trial(config, train_part, dev_part):
     """Train and measure once; return the row: config, metrics, history, cost, versions.
 
@@ -240,8 +246,8 @@ def final_metrics(params, train_part, dev_part):
 
 def logits_of(params, texts):
     """Return the logits of a trained model for texts, cut as in its training: (n, labels)."""
-    pieces = helpers.prepare(texts, params["tokenizer"], params["config"])
-    return helpers.predict_logits(params["model"], pieces, params["tokenizer"], params["config"])
+    tokens = helpers.prepare(texts, params["tokenizer"], params["config"])
+    return helpers.predict_logits(params["model"], tokens, params["tokenizer"], params["config"])
 
 
 def reset_peak_memory():
@@ -282,20 +288,15 @@ def spread(rows, metric="dev_accuracy"):
                   len(values), len(rows) - len(values))
 
 
-def number_of(n, noun):
-    """Return a number with its noun: "1 seed", "3 seeds"."""
-    return f"{n:,} {noun}{'s' * (n != 1)}"
-
-
 def show(s, percent=True):
     """Return a Spread as text: "87.3 ± 0.4 % (3 seeds)"."""
     if not s.n:
-        return f"not measured ({number_of(s.marked, 'trial')} broken and left out)"
+        return f"not measured ({effects.number_of(s.marked, 'trial')} broken and left out)"
     scale, unit = (100, " %") if percent else (1, "")
     text = f"{s.mean * scale:.3g}" if not percent else f"{s.mean * scale:.1f}"
     if s.n > 1:
         text += f" ± {s.sd * scale:.1f}" if percent else f" ± {s.sd * scale:.2g}"
-    text += f"{unit} ({number_of(s.n, 'seed')}"
+    text += f"{unit} ({effects.number_of(s.n, 'seed')}"
     return text + (f", {s.marked} broken and left out)" if s.marked else ")")
 
 
@@ -579,14 +580,14 @@ def draw_setting(default, grid, random):
 
 def luck_curve(mean, sd, n, draws=2000):
     """Return the expected best of 1 to n draws of nothing but normal noise, by simulation."""
-    noise = torch.randn(draws, n, generator=helpers.generator("luck"), dtype=torch.float64)
+    noise = torch.randn(draws, n, generator=runtime.generator("luck"), dtype=torch.float64)
     return [mean + sd * float(noise[:, :k].max(1)[0].mean()) for k in range(1, n + 1)]
 
 
 # ---- memory ------------------------------------------------------------------------------------
 
 def largest_batch(model, seq_len, most=1024):
-    """Return the largest batch of seq_len pieces whose training step fits on the model's GPU.
+    """Return the largest batch of seq_len tokens whose training step fits on the model's GPU.
 
     Found by real steps (forward, backward, Adam) on doubled, then bisected sizes.
     """
@@ -611,7 +612,7 @@ def step_fits(model, optimizer, size, seq_len):
         optimizer.step()
         return True
     except (RuntimeError, MemoryError) as error:
-        if not helpers.out_of_memory(error):
+        if not runtime.out_of_memory(error):
             raise
         return False
     finally:
@@ -633,7 +634,7 @@ def estimated_batch(config, n_weights, seq_len, memory):
 
 
 def fitting_batches(model, lengths, device):
-    """Return ("measured" or "estimated", the largest batches at these numbers of pieces)."""
+    """Return ("measured" or "estimated", the largest batches at these numbers of tokens)."""
     if device.type == "cuda":
         return "measured", [largest_batch(model.to(device), n) for n in lengths]
     n_weights, memory = sum(p.numel() for p in model.parameters()), memory_of(device)
@@ -659,8 +660,8 @@ def memory_of(device):
 class Windows:
     """The windows of many texts as texts of their own, for helpers.predict_logits."""
 
-    def __init__(self, pieces, size):
-        self.pieces, self.spans = pieces, helpers.spans(pieces.lengths, size)
+    def __init__(self, tokens, size):
+        self.tokens, self.spans = tokens, helpers.windows_of(tokens.lengths, size)
         self.lengths = [end - start for _, start, end in self.spans]
 
     def __len__(self):
@@ -668,17 +669,17 @@ class Windows:
 
     def __getitem__(self, i):
         text, start, end = self.spans[i]
-        return self.pieces[text][start:end]
+        return self.tokens[text][start:end]
 
 
-def window_logits(params, pieces):
+def window_logits(params, tokens):
     """Return the mean logits over windows that cover each whole text, (n, labels)."""
-    windows = Windows(pieces, params["config"].seq_len - 2)
+    windows = Windows(tokens, params["config"].seq_len - 2)
     logits = helpers.predict_logits(params["model"], windows, params["tokenizer"],
                                     params["config"])
     owner = torch.tensor([text for text, _, _ in windows.spans], dtype=torch.int64)
-    total = torch.zeros(len(pieces), logits.shape[1]).index_add(0, owner, logits)
-    return total / torch.bincount(owner, minlength=len(pieces)).clamp(min=1).float()[:, None]
+    total = torch.zeros(len(tokens), logits.shape[1]).index_add(0, owner, logits)
+    return total / torch.bincount(owner, minlength=len(tokens)).clamp(min=1).float()[:, None]
 
 
 def right_guesses(guesses, labels):
@@ -742,21 +743,21 @@ def shuffled_words(texts):
 
 
 def top_words(model, tokenizer, sentences, k=5):
-    """Return for each sentence with one [MASK] the k likeliest pieces, the likeliest first."""
+    """Return for each sentence with one [MASK] the k likeliest tokens, the likeliest first."""
     found = []
     for sentence in sentences:
         left, right = sentence.split("[MASK]")
-        ids = [tokenizer.cls_token_id, *pieces_of(left, tokenizer), tokenizer.mask_token_id,
-               *pieces_of(right, tokenizer), tokenizer.sep_token_id]
-        with helpers.inference_mode():
+        ids = [tokenizer.cls_token_id, *tokens_of(left, tokenizer), tokenizer.mask_token_id,
+               *tokens_of(right, tokenizer), tokenizer.sep_token_id]
+        with runtime.inference_mode():
             hidden = model.bert(torch.tensor([ids]))[0][0, ids.index(tokenizer.mask_token_id)]
             best = model.cls.predictions(hidden[None])[0].topk(k)[1]
         found.append(tokenizer.convert_ids_to_tokens(best.tolist()))
     return found
 
 
-def pieces_of(text, tokenizer):
-    """Return the ids of a text's pieces."""
+def tokens_of(text, tokenizer):
+    """Return the ids of a text's tokens."""
     return tokenizer.convert_tokens_to_ids(tokenizer.tokenize(text))
 
 
@@ -851,24 +852,24 @@ def passages(texts, pattern, n=4):
     return list(found.values())
 
 
-def pieces_table(texts, tokenizer, **changes):
-    """Return a row per text: its pieces, and whether each change of the text leaves them."""
-    return [dict({"as written": visible(text), "pieces": " ".join(tokenizer.tokenize(text))},
+def tokens_table(texts, tokenizer, **changes):
+    """Return a row per text: its tokens, and whether each change of the text leaves them."""
+    return [dict({"as written": visible(text), "tokens": " ".join(tokenizer.tokenize(text))},
                  **{name.replace("_", " "): "same" if tokenizer.tokenize(change(text))
                     == tokenizer.tokenize(text) else "OTHER" for name, change in changes.items()})
             for text in texts]
 
 
 def changed_by(change, texts, tokenizer):
-    """Return (how many texts the change alters, how many of these then get other pieces)."""
-    pieces = helpers.tokenize_all(texts, tokenizer)
+    """Return (how many texts the change alters, how many of these then get other tokens)."""
+    tokens = helpers.tokenize_all(texts, tokenizer)
     altered = [i for i, text in enumerate(texts) if change(text) != text]
     again = helpers.tokenize([change(texts[i]) for i in altered], tokenizer)
-    return len(altered), sum(row.tolist() != pieces[i] for i, row in zip(altered, again))
+    return len(altered), sum(row.tolist() != tokens[i] for i, row in zip(altered, again))
 
 
 def unknown_share(texts, tokenizer):
-    """Return the percentage of the texts' pieces that are [UNK]."""
+    """Return the percentage of the texts' tokens that are [UNK]."""
     ids = helpers.tokenize_all(texts, tokenizer).ids
     return 100 * float((ids == tokenizer.unk_token_id).mean())
 
@@ -918,7 +919,7 @@ def blocks_table(models):
 
 
 def words_of(ids, tokenizer):
-    """Return pieces as text, those of a word joined; on both stacks the same."""
+    """Return tokens as text, those of a word joined; on both stacks the same."""
     return " ".join(tokenizer.convert_ids_to_tokens(ids)).replace(" ##", "")
 
 
@@ -928,21 +929,21 @@ def padded_logits(model, rows, tokenizer, length=0, mask=True, fill=None):
     mask: hide the padding from the model. fill: ids to put under it, (rows, length or more).
     """
     extra = [[tokenizer.pad_token_id] * length] if length else []  # one row of that length
-    batch = helpers.padded(rows + extra, tokenizer.pad_token_id)
+    batch = helpers.pad(rows + extra, tokenizer.pad_token_id)
     ids, real = (batch[key][:len(rows)] for key in ("input_ids", "attention_mask"))
     if fill is not None:
         ids = torch.where(real == 1, ids, fill[:, :ids.shape[1]])
-    with helpers.inference_mode():
+    with runtime.inference_mode():
         return model(ids, attention_mask=real if mask else torch.ones_like(ids))[0]
 
 
 def padding_trials(model, rows, lengths, tokenizer):
     """Return {(kind, length): logits} of the rows padded to each length, in three kinds.
 
-    masked: as it should be; masked noise: with random pieces under the padding; no mask.
+    masked: as it should be; masked noise: with random tokens under the padding; no mask.
     """
     noise = torch.randint(len(tokenizer), (len(rows), max(lengths)),
-                          generator=helpers.generator("noise"))
+                          generator=runtime.generator("noise"))
     kinds = {"masked": {}, "masked noise": {"fill": noise}, "no mask": {"mask": False}}
     return {(kind, n): padded_logits(model, rows, tokenizer, n, **options)
             for kind, options in kinds.items() for n in lengths}
@@ -960,44 +961,50 @@ def effect_of(logits, alone, labels):
 def outcome_of(call, *args):
     """Return "fine", or the one line of the error that the call ends in."""
     try:
-        with helpers.inference_mode():
+        with runtime.inference_mode():
             call(*args)
         return "fine"
     except (InputError, IndexError, RuntimeError) as error:
-        return str(error) if isinstance(error, InputError) else helpers.one_line(error)
+        return str(error) if isinstance(error, InputError) else files.one_line(error)
 
 
-def survivors(pieces, n, keep):
-    """Return the n pieces that survive truncation, told by their index alone: a witness."""
-    first, last = helpers.split_kept(n, keep)
-    return [id for i, id in enumerate(pieces)
-            if len(pieces) <= n or i < first or i >= len(pieces) - last]
+def head_and_tail(n, keep):
+    """Return (first, last): how many of n kept items come from the head, and from the tail."""
+    first = sum(i < n for i in helpers.truncate(list(range(2 * n + 1)), n, keep))
+    return first, n - first
+
+
+def survivors(tokens, n, keep):
+    """Return the n tokens that survive truncation, told by their index alone: a witness."""
+    first, last = head_and_tail(n, keep)
+    return [id for i, id in enumerate(tokens)
+            if len(tokens) <= n or i < first or i >= len(tokens) - last]
 
 
 def truncation_table(texts, seq_len, tokenizer):
-    """Return a row per `keep`: texts cut at seq_len, vectors unlike the slice of their pieces."""
-    pieces, rows = helpers.tokenize_all(texts, tokenizer), []
+    """Return a row per `keep`: texts cut at seq_len, vectors unlike the slice of their tokens."""
+    tokens, rows = helpers.tokenize_all(texts, tokenizer), []
     for keep in ("head", "tail", "head+tail"):
         differ = 0
         for i, text in enumerate(texts):
             ids, _, mask, _ = helpers.vectorize_ex(text, None, seq_len, tokenizer, keep)
             differ += len(ids) != seq_len or ids[:sum(mask)] != [
-                tokenizer.cls_token_id, *survivors(pieces[i], seq_len - 2, keep),
+                tokenizer.cls_token_id, *survivors(tokens[i], seq_len - 2, keep),
                 tokenizer.sep_token_id]
         rows.append({"keep": keep, "seq_len": seq_len, "reviews": len(texts),
-                     "head + tail": "{} + {}".format(*helpers.split_kept(seq_len - 2, keep)),
-                     "truncated": sum(n > seq_len - 2 for n in pieces.lengths),
+                     "head + tail": "{} + {}".format(*head_and_tail(seq_len - 2, keep)),
+                     "truncated": sum(n > seq_len - 2 for n in tokens.lengths),
                      "differ from the slice": differ})
     return rows
 
 
 def short_example(part, tokenizer, least=8):
-    """Return (text, label) of a part's shortest review of `least` pieces with a word in parts."""
+    """Return (text, label) of a part's shortest review of `least` tokens with a word in parts."""
     labels = part.labels or [None] * len(part.texts)
     pairs = sorted(zip(part.texts, labels), key=lambda pair: len(pair[0]))
     for text, label in pairs:
-        pieces = tokenizer.tokenize(text)
-        if len(pieces) >= least and any(piece.startswith("##") for piece in pieces):
+        tokens = tokenizer.tokenize(text)
+        if len(tokens) >= least and any(token.startswith("##") for token in tokens):
             return text, label
     return pairs[0]
 
@@ -1015,15 +1022,15 @@ def encoder_table(texts, sizes, tokenizer, other):
     Counts too how many are those of the loaders (texts in bulk) and have mask and segments that
     fit their ids. The other tokenizer keeps the encoder's limits: give one that serves no more.
     """
-    options = helpers.known_options(other.encode, truncation=True)
-    pieces, rows = helpers.tokenize_all(texts, tokenizer), []
+    options = runtime.supported_options(other.encode, truncation=True)
+    tokens, rows = helpers.tokenize_all(texts, tokenizer), []
     for n in sizes:
         agree, loaders, fit = 0, 0, 0
         for i, text in enumerate(texts):
             ids, segments, mask, _ = helpers.vectorize_ex(text, None, n, tokenizer)
             real = ids[:sum(mask)]
             agree += real == other.encode(text, add_special_tokens=True, max_length=n, **options)
-            loaders += real == helpers.framed(pieces[i], n, "head", tokenizer)
+            loaders += real == helpers.add_special_tokens(tokens[i], n, "head", tokenizer)
             fit += segments == [0] * n and mask == [int(id != tokenizer.pad_token_id)
                                                     for id in ids]
         rows.append({"seq_len": n, "reviews": len(texts), "equal to the encoder": agree,

@@ -32,7 +32,7 @@ ENDINGS = "s ed ing ly er est y ness less ful".split()
 
 
 def tiny_vocabulary():
-    """Return some 200 pieces: special ones, letters, digits, punctuation, words, endings."""
+    """Return some 200 tokens: special ones, letters, digits, punctuation, words, endings."""
     signs = string.ascii_lowercase + string.digits
     return (["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *signs, *string.punctuation, "\u96fb",
              "\u5f71", "\u2026", *(w for w in WORDS if len(w) > 1), *("##" + c for c in signs),
@@ -53,7 +53,8 @@ def make_tiny_bert(folder, seed=0):
     """Write a random BERT (2 layers, hidden size 32) as a folder; return its path."""
     from transformers import BertConfig, BertForPreTraining, BertTokenizer
 
-    import helpers
+    import checkpoints
+    import files
     words, folder = tiny_vocabulary(), Path(str(folder))
     config = {"vocab_size": len(words), "hidden_size": 32, "num_hidden_layers": 2,
               "num_attention_heads": 2, "intermediate_size": 64, "max_position_embeddings": 512,
@@ -63,10 +64,10 @@ def make_tiny_bert(folder, seed=0):
     bare = folder.with_name(folder.name + "-vocabulary")
     bare.mkdir(parents=True)
     (bare / "vocab.txt").write_text("".join(word + "\n" for word in words), encoding="utf-8")
-    helpers.save_json(str(bare / "config.json"), dict(config, model_type="bert"))
+    files.save_json(str(bare / "config.json"), dict(config, model_type="bert"))
     tokenizer = BertTokenizer.from_pretrained(str(bare), do_lower_case=True)
     model = fill(BertForPreTraining(BertConfig.from_dict(config)), seed)
-    helpers.save_bert(str(folder), model, tokenizer, {"made": "for the tests"})
+    checkpoints.save_bert(str(folder), model, tokenizer, {"made": "for the tests"})
     return str(folder)
 
 

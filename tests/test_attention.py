@@ -5,6 +5,8 @@ import torch
 import torch.nn.functional as F
 from conftest import TODAY
 
+import checkpoints
+import cpu
 import helpers
 
 pytestmark = pytest.mark.skipif(not TODAY, reason="transformers 2.1 keeps its own attention")
@@ -31,7 +33,7 @@ def slow_attention(query, key, value, mask, keep, dropped, scaling):
 @pytest.mark.parametrize("cached", [1, 3 * 40 ** 2, 2 ** 18])
 def test_output_and_gradients_equal_the_definition(monkeypatch, cached):
     made, mask = tensors()
-    keep, asked = helpers.keep_mask((3 * 2, 40, 40), round(65536 * 0.3), 1), []
+    keep, asked = cpu.keep_mask((3 * 2, 40, 40), round(65536 * 0.3), 1), []
 
     def given(shape, cut, seed):
         assert cut == round(65536 * 0.3)
@@ -40,7 +42,7 @@ def test_output_and_gradients_equal_the_definition(monkeypatch, cached):
 
     monkeypatch.setattr(helpers, "CACHED", cached)
     monkeypatch.setattr(helpers, "keep_mask", given)
-    ours = helpers.cpu_attention(None, *made, mask, dropout=0.3, scaling=0.35)[0]
+    ours = cpu.cpu_attention(None, *made, mask, dropout=0.3, scaling=0.35)[0]
     assert sum(asked) == 6 and len(asked) == {1: 6, 3 * 40 ** 2: 2, 2 ** 18: 1}[cached]
     wanted = slow_attention(*made, mask, keep.view(3, 2, 40, 40), 19661 / 65536,
                             0.35)
@@ -56,7 +58,7 @@ def test_output_and_gradients_equal_the_definition(monkeypatch, cached):
 def test_gradients_are_those_of_finite_differences():
     made, mask = tensors(batch=1, heads=1, seq=5, size=3)
     torch.manual_seed(6)
-    ours = helpers.cpu_attention(None, *made, None, dropout=0.4, scaling=0.5)[0]
+    ours = cpu.cpu_attention(None, *made, None, dropout=0.4, scaling=0.5)[0]
     weight = torch.randn(ours.shape, generator=torch.Generator().manual_seed(7))
     grads = torch.autograd.grad((ours * weight).sum(), made)
     for tensor, grad in zip(made, grads):
@@ -66,19 +68,19 @@ def test_gradients_are_those_of_finite_differences():
                 moved = [x.detach().clone() for x in made]
                 moved[[x is tensor for x in made].index(True)].view(-1)[i] += step
                 torch.manual_seed(6)
-                out = helpers.cpu_attention(None, *moved, None, dropout=0.4, scaling=0.5)[0]
+                out = cpu.cpu_attention(None, *moved, None, dropout=0.4, scaling=0.5)[0]
                 values.append(float((out * weight).sum()))
             assert (values[0] - values[1]) / 2e-2 == pytest.approx(float(grad.view(-1)[i]), abs=2e-3)
 
 
 def test_any_number_of_threads_gives_the_same(monkeypatch):
     made, mask = tensors()
-    monkeypatch.setattr(helpers, "CACHED", 1)  # a piece for each head of each review
+    monkeypatch.setattr(helpers, "CACHED", 1)  # a chunk for each head of each review
     outcomes, before = [], torch.get_num_threads()
     for threads in (1, 3):
         torch.set_num_threads(threads)
         torch.manual_seed(3)
-        out = helpers.cpu_attention(None, *made, mask, dropout=0.1, scaling=1.0)[0]
+        out = cpu.cpu_attention(None, *made, mask, dropout=0.1, scaling=1.0)[0]
         assert torch.get_num_threads() == threads
         outcomes.append([out, *torch.autograd.grad(out.pow(2).sum(), made)])
     torch.set_num_threads(before)
@@ -94,12 +96,12 @@ def test_each_alone_keeps_the_order_and_holds_little(two_threads):
             raise ValueError("no")
         return i * i
 
-    results = helpers.each_alone(work, iter(range(10)), cpu)
+    results = cpu.parallel_map(work, iter(range(10)), cpu)
     assert next(results) == 0 and max(begun) <= 3 - 1  # two threads and one more
     assert list(results) == [i * i for i in range(1, 10)]
     with pytest.raises(ValueError):
-        list(helpers.each_alone(work, range(11, 1000), cpu))
-    assert len(begun) < 20 and list(helpers.each_alone(work, [], cpu)) == []
+        list(cpu.parallel_map(work, range(11, 1000), cpu))
+    assert len(begun) < 20 and list(cpu.parallel_map(work, [], cpu)) == []
 
 
 def test_no_mask_is_a_mask_of_ones():
@@ -107,13 +109,13 @@ def test_no_mask_is_a_mask_of_ones():
     outcomes = []
     for some in (None, torch.ones_like(mask)):
         torch.manual_seed(3)
-        outcomes.append(helpers.cpu_attention(None, *made, some, dropout=0.1, scaling=1.0)[0])
+        outcomes.append(cpu.cpu_attention(None, *made, some, dropout=0.1, scaling=1.0)[0])
     assert torch.equal(*outcomes)
 
 
 @pytest.mark.parametrize("p", [0.1, 0.5, 0.9])
 def test_positions_are_dropped_with_the_given_probability(p):
-    lost = 1 - helpers.keep_mask((1000, 1000), round(65536 * p), 4)
+    lost = 1 - cpu.keep_mask((1000, 1000), round(65536 * p), 4)
     five_sigma = 5 * (p * (1 - p) / 1e6) ** 0.5
     assert abs(float(lost.mean()) - p) < five_sigma
     for lane in range(4):  # the four that come from one random number
@@ -128,9 +130,9 @@ def test_dropout_leaves_the_mean_of_the_output():
     mask = mask[:, :, :12, :12] | True
     torch.manual_seed(5)
     with torch.no_grad():
-        many = torch.stack([helpers.cpu_attention(None, *made, mask, dropout=0.2, scaling=0.35)[0]
+        many = torch.stack([cpu.cpu_attention(None, *made, mask, dropout=0.2, scaling=0.35)[0]
                             for _ in range(4000)])
-        exact = helpers.cpu_attention(None, *made, mask, dropout=0.0, scaling=0.35,
+        exact = cpu.cpu_attention(None, *made, mask, dropout=0.0, scaling=0.35,
                                       is_causal=False)[0]
     error = (many.mean(0) - exact) / (many.std(0) / 4000 ** 0.5)
     assert float(error.abs().max()) < 5
@@ -143,14 +145,14 @@ def test_under_autocast_it_computes_in_fp32():
     for query, key, value in (rounded, [x.float() for x in rounded]):
         torch.manual_seed(4)
         with torch.autocast("cpu", dtype=torch.bfloat16):
-            outcomes.append(helpers.cpu_attention(None, query, key, value, mask, dropout=0.1,
+            outcomes.append(cpu.cpu_attention(None, query, key, value, mask, dropout=0.1,
                                                   scaling=0.5)[0])
     assert outcomes[0].dtype == torch.bfloat16 and outcomes[1].dtype == torch.float32
     assert torch.equal(outcomes[0], outcomes[1].bfloat16())
 
 
 def test_loaded_models_use_it_in_training_alone(monkeypatch):
-    asked, true_mask = [], helpers.keep_mask
+    asked, true_mask = [], cpu.keep_mask
 
     def spy(shape, cut, seed):
         asked.append((tuple(shape), cut))
@@ -173,21 +175,21 @@ def test_loaded_models_use_it_in_training_alone(monkeypatch):
 
 
 def test_dropout_is_that_of_pytorch_but_for_its_random_numbers():
-    layer, ones = helpers.Dropout(0.3), torch.ones(400, 500, requires_grad=True)
+    layer, ones = cpu.Dropout(0.3), torch.ones(400, 500, requires_grad=True)
     out = layer(ones)
     assert abs(float((out == 0).float().mean()) - 0.3) < 5 * (0.21 / 2e5) ** 0.5
     assert torch.allclose(out[out != 0], torch.tensor(1 / 0.7), rtol=1e-4)
     assert torch.equal(torch.autograd.grad(out.sum(), ones)[0], out)
     assert torch.equal(layer.eval()(ones), ones)
-    assert isinstance(layer, torch.nn.Dropout) and helpers.Dropout(0.0)(ones) is not None
-    assert torch.isfinite(helpers.Dropout(0.999999)(ones)).all()  # finer than a mask can be
+    assert isinstance(layer, torch.nn.Dropout) and cpu.Dropout(0.0)(ones) is not None
+    assert torch.isfinite(cpu.Dropout(0.999999)(ones)).all()  # finer than a mask can be
 
 
 def test_a_stream_alone_decides_what_its_thread_drops():
-    layer, ones = helpers.Dropout(0.5), torch.ones(64)
+    layer, ones = cpu.Dropout(0.5), torch.ones(64)
 
     def drop(*seeds):
-        with helpers.random_stream(*seeds):
+        with cpu.random_stream(*seeds):
             return torch.stack([layer(ones), layer(ones)])
 
     first = drop(1, 2)
@@ -205,7 +207,7 @@ def test_gradients_do_not_depend_on_the_number_of_threads(head):
     model, tokenizer = helpers.load_bert(SAMPLE, head)
     model.train()
     rows = [[2, *range(10, 10 + n), 3] for n in (30, 20, 9, 7, 5)]
-    window = [dict(helpers.padded([row, row], 0)) for row in rows]
+    window = [dict(helpers.pad([row, row], 0)) for row in rows]
     for batch in window:
         batch["labels"] = (torch.tensor([0, 1]) if head == "classifier" else
                            batch["input_ids"].masked_fill(batch["input_ids"] % 3 > 0, -100))
@@ -224,5 +226,5 @@ def test_gradients_do_not_depend_on_the_number_of_threads(head):
 
 def test_a_saved_model_does_not_name_it(tmp_path):
     model, tokenizer = helpers.load_bert(SAMPLE, "mlm")
-    helpers.save_bert(str(tmp_path / "bert"), model, tokenizer, {})
+    checkpoints.save_bert(str(tmp_path / "bert"), model, tokenizer, {})
     assert "cpu_attention" not in (tmp_path / "bert" / "config.json").read_text()

@@ -35,7 +35,7 @@ def test_a_small_comparison_runs(bench, tmp_path, capfd):
 @pytest.mark.parametrize("kind,jobs", [("train", ["ours", "trainer", "plain-512"]),
                                        ("classify", ["ours", "trainer-bf16"]),
                                        ("mlm", ["ours", "ours-bf16"])])
-def test_all_jobs_see_the_same_pieces(bench, tmp_path, kind, jobs):
+def test_all_jobs_see_the_same_tokens(bench, tmp_path, kind, jobs):
     sample = str(conftest.ROOT / "data" / "sample")
     real = {job: bench.run_job(kind, job, 16, bench_arguments(sample), str(tmp_path / job))["real"]
             for job in jobs}

@@ -9,7 +9,8 @@ import pytest
 from conftest import made_up_reviews
 
 import helpers
-from helpers import locked, pretrain, train
+from files import try_lock
+from helpers import pretrain, train
 
 TEXTS, LABELS = made_up_reviews(20)
 QUICK = dict(seq_len=16, epochs=1, batch_size=8, lr=1e-3)
@@ -84,7 +85,7 @@ def test_a_training_holds_its_checkpoint_and_goes_on_from_an_old_one(work, cache
         if len(seen) == 2:
             raise KeyboardInterrupt
         path, = cache.glob("*/*.checkpoint.lock")
-        with locked(str(path)) as mine:
+        with try_lock(str(path)) as mine:
             seen.append(mine)
         return real(*args)
 
@@ -108,5 +109,5 @@ def test_a_disk_without_locks_serves_one_process(tmp_path, monkeypatch):
         raise OSError(37, "No locks available")
 
     monkeypatch.setattr(fcntl, "flock", no_locks)
-    with locked(str(tmp_path / "a.lock")) as mine:
+    with try_lock(str(tmp_path / "a.lock")) as mine:
         assert mine

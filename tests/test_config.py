@@ -6,7 +6,8 @@ import pytest
 from conftest import TODAY
 
 import helpers
-from helpers import MLM_DEFAULTS, Config, InputError, load_bert, make_config, settings
+from files import InputError
+from helpers import MLM_DEFAULTS, Config, load_bert, make_config, settings
 
 BAD = [*(("lr", v) for v in (0.0, -1.0, -2e-5, math.nan, math.inf)),
        *(("seq_len", v) for v in (0, -1, 2)), *(("words", v) for v in (-1,)),

@@ -24,11 +24,14 @@ import torch
 from conftest import ROOT, SOAK, made_up_reviews
 from test_evaluate import options, write_filimdb
 
+import checkpoints
 import evaluate
+import files
 import helpers
 import pages
 import studies
-from helpers import InputError, Part
+from files import InputError
+from helpers import Part
 
 SAMPLE, TINY = str(ROOT / "data" / "sample"), str(ROOT / "data" / "sample" / "bert")
 MOMENTS = 20 if SOAK else 2    # SIGKILLs of a training, and of a pretraining
@@ -77,7 +80,7 @@ def into_file(path, work):
     handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(handle, 1)
     os.dup2(handle, 2)
-    helpers.save_json(path + ".json", work())
+    files.save_json(path + ".json", work())
 
 
 # ---- SIGKILL at a random moment ----------------------------------------------------------------
@@ -91,9 +94,9 @@ def learn(kind):
     _, texts, labels = helpers.subset(data["train"], 400)
     if kind == "pretrain":
         note = helpers.pretrain(texts[::4], epochs=2, **SMALL)
-        return [helpers.weights_digest(helpers.load_bert(note["path"], "mlm")[0])]
+        return [checkpoints.weights_digest(helpers.load_bert(note["path"], "mlm")[0])]
     params = helpers.train(texts, labels, epochs=2, **SMALL)
-    return [helpers.weights_digest(params["model"]), helpers.classify(data["test"].texts, params)]
+    return [checkpoints.weights_digest(params["model"]), helpers.classify(data["test"].texts, params)]
 
 
 def kill_learning(kind, folder, moments, seed):
@@ -251,11 +254,11 @@ def read_text(name):
 
 
 def write_state(folder, version):
-    helpers.save_state(str(folder / "state"), {"weights": torch.full((3000,), version * 1.5)})
+    checkpoints.save_state(str(folder / "state"), {"weights": torch.full((3000,), version * 1.5)})
 
 
 def read_state(folder):
-    state = helpers.load_state(str(folder / "state"))
+    state = checkpoints.load_state(str(folder / "state"))
     return state and state["weights"].tolist()
 
 
@@ -264,32 +267,32 @@ def tiny():
     return helpers.load_bert(TINY, "mlm")
 
 
-def write_pieces(folder, version):
-    """Have the cache of pieces, whose name is its content's, made: there is no old one."""
+def write_tokens(folder, version):
+    """Have the cache of tokens, whose name is its content's, made: there is no old one."""
     os.environ["FILIMDB_CACHE"] = str(folder)
     helpers.tokenize_all(made_up_reviews(300)[0], tiny()[1])
 
 
-def read_pieces(folder):
-    for path in folder.glob("pieces/*.npy"):
-        return helpers.load_table(str(path)).tolist()
+def read_tokens(folder):
+    for path in folder.glob("tokens/*.npy"):
+        return files.load_table(str(path)).tolist()
 
 
 def write_weights(folder, version):
     """Have a pretrained folder saved, whose name is its content's: there is no old one."""
-    helpers.save_bert(str(folder / "bert"), *tiny(), {"n": 1}, [{"step": 1, "loss": 0.5}])
+    checkpoints.save_bert(str(folder / "bert"), *tiny(), {"n": 1}, [{"step": 1, "loss": 0.5}])
 
 
 def read_weights(folder):
     """Return the digest of a sound pretrained folder."""
     if (folder / "bert").exists():
-        assert helpers.read_note(str(folder / "bert"))["n"] == 1
+        assert checkpoints.read_note(str(folder / "bert"))["n"] == 1
         assert (folder / "bert" / "history.csv").read_text() == "step,loss\n1,0.5\n"
-        return helpers.weights_digest(helpers.load_bert(str(folder / "bert"), "mlm")[0])
+        return checkpoints.weights_digest(helpers.load_bert(str(folder / "bert"), "mlm")[0])
 
 
 def write_history(folder, version):
-    helpers.save_history(str(folder / "history"), [{"step": i, "loss": version} for i in range(900)])
+    files.save_history(str(folder / "history"), [{"step": i, "loss": version} for i in range(900)])
 
 
 def write_page(folder, version):
@@ -304,11 +307,11 @@ def write_status(folder, version):
 WRITERS = {  # name: (write(folder, version 0 or 1), read(folder), whether one replaces another)
     "preds.tsv": (write_predictions, read_text("preds.tsv"), True),
     "checkpoint": (write_state, read_state, True),
-    "pieces": (write_pieces, read_pieces, False),
+    "tokens": (write_tokens, read_tokens, False),
     "weights": (write_weights, read_weights, False),
     "history.json": (write_history, read_text("history.json"), True),
     "history.csv": (write_history, read_text("history.csv"), True),
-    "trial": (lambda folder, version: helpers.save_json(str(folder / "x.json"), [version] * 3000),
+    "trial": (lambda folder, version: files.save_json(str(folder / "x.json"), [version] * 3000),
               read_text("x.json"), True),
     "page": (write_page, read_text("index.html"), True),
     "status.json": (write_status, read_text("status.json"), True)}
@@ -393,7 +396,7 @@ def test_what_was_left_aside_goes_after_a_day(tmp_path):
     for name, days in ages.items():
         (tmp_path / name).write_text("half")
         os.utime(str(tmp_path / name), (time.time() - days * 86400,) * 2)
-    helpers.save_json(str(path), 1)
+    files.save_json(str(path), 1)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["x.json", *sorted(ages)[1:]]
 
 
@@ -456,7 +459,7 @@ def test_a_disk_that_takes_no_more(name, how, tmp_path, monkeypatch):
             write(folder, 1)
         said = str(error.value)
         assert str(folder) in said and "\n" not in said, said
-        assert name == "pieces" and how == "read-only" or (
+        assert name == "tokens" and how == "read-only" or (
             " bytes, " in said and " are free" in said and "it needs " in said), said
         assert read(folder) == old and left(folder) == files
         if how in ("full", "short of room"):
@@ -471,7 +474,7 @@ def full(*args):
 
 def test_a_folder_of_another_user(tmp_path):
     (tmp_path / "there").mkdir()
-    helpers.save_json(str(tmp_path / "there" / "x.json"), "old")
+    files.save_json(str(tmp_path / "there" / "x.json"), "old")
     for folder in (tmp_path, *list(tmp_path.parents)[:2]):
         os.chmod(str(folder), 0o755)
     os.chmod(str(tmp_path / "there"), 0o555)
@@ -483,7 +486,7 @@ def test_a_folder_of_another_user(tmp_path):
         if not os.getuid():
             os.setuid(65534)
         try:
-            helpers.save_json(str(tmp_path / "there" / "x.json"), "new")
+            files.save_json(str(tmp_path / "there" / "x.json"), "new")
         except InputError as error:
             with open(said, "w") as file:
                 file.write(str(error))
@@ -503,7 +506,7 @@ def test_a_full_disk_ends_a_command_in_one_line(what, grade, small_disk, tmp_pat
     (out / "preds.tsv").write_text("older")
     if what == "the cache":
         monkeypatch.setenv("FILIMDB_CACHE", str(small_disk / "cache"))
-        (small_disk / "cache" / "pieces").mkdir(parents=True)
+        (small_disk / "cache" / "tokens").mkdir(parents=True)
     if what == "the report":
         h.write_notebook(h.make_project(tmp_path / "project"), "01_one", "# One", h.PARAMETERS)
         (small_disk / "out").mkdir()
@@ -542,14 +545,14 @@ def make_row(folder, tiny_bert):
 
 
 FILES = {  # kind: (make(folder, a model), the pattern of its files, read a file)
-    "pieces": (lambda folder, model: write_pieces(folder, 0), "pieces/*.npy",
-               lambda path: getattr(helpers.load_table(str(path)), "tolist", lambda: None)()),
+    "tokens": (lambda folder, model: write_tokens(folder, 0), "tokens/*.npy",
+               lambda path: getattr(files.load_table(str(path)), "tolist", lambda: None)()),
     "checkpoint": (lambda folder, model: write_state(folder, 1), "state",
                    lambda path: read_state(path.parent)),
     "trial": (make_row, "*.json", lambda path: studies.read_row(str(path))),
-    "weights": (lambda folder, model: helpers.save_bert(
+    "weights": (lambda folder, model: checkpoints.save_bert(
         str(folder / "bert"), *helpers.load_bert(model, "mlm"), {"n": 1}), "bert/*",
-        lambda path: helpers.read_note(str(path.parent)))}
+        lambda path: checkpoints.read_note(str(path.parent)))}
 
 
 @pytest.mark.parametrize("kind", sorted(FILES))
@@ -569,7 +572,7 @@ def test_a_damaged_file_is_never_used(kind, tiny_bert, tmp_path, monkeypatch, ca
         found = read(path)
         aside = path.parent if kind == "weights" else path
         if found:  # bytes that carry nothing: blanks of a table's header, or none has changed
-            assert found == sound and (bad == whole[path] or kind in ("pieces", "trial", "weights"))
+            assert found == sound and (bad == whole[path] or kind in ("tokens", "trial", "weights"))
             spared += 1
         else:
             assert capsys.readouterr().out.count("is damaged (its checksum differs): set aside") == 1

@@ -8,9 +8,11 @@ from conftest import ROOT
 from hypothesis import given
 from hypothesis import strategies as st
 
+import files
 import helpers
 import studies
-from helpers import InputError, Part, load_filimdb, load_part, read_lines, subset
+from files import InputError
+from helpers import Part, load_filimdb, load_part, read_lines, subset
 
 
 def harness_lines(path):
@@ -116,8 +118,8 @@ def test_home_is_expanded(tmp_path, monkeypatch):
     write(tmp_path, train__texts="one\ntwo")
     assert load_filimdb("~", ["train"])["train"].texts == ["one", "two"]
     monkeypatch.setenv("FILIMDB_CACHE", "~/cache")
-    assert helpers.cache_dir("a") == str(tmp_path / "cache" / "a")
-    helpers.save_history("~/history", [{"step": 1}])
+    assert files.cache_dir("a") == str(tmp_path / "cache" / "a")
+    files.save_history("~/history", [{"step": 1}])
     assert (tmp_path / "history.csv").exists() and studies.from_root("~/x") == f"{tmp_path}/x"
 
 

@@ -17,6 +17,7 @@ import conftest  # first: it puts helpers.py on the path
 import pytest
 import torch
 
+import checkpoints
 import evaluate
 import helpers
 
@@ -286,7 +287,7 @@ def test_sigterm_saves_the_work(filimdb, tiny_bert, tmp_path, monkeypatch, capsy
         print("step", original(*args)[0])
         raise KeyboardInterrupt
 
-    original = helpers.resume
+    original = checkpoints.resume
     monkeypatch.setattr(helpers, "resume", resume)
     assert evaluate.main(argv) == 130
     assert int(re.search(r"(?m)^step (\d+)$", capsys.readouterr().out).group(1)) > 0

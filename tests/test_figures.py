@@ -15,8 +15,11 @@ import pytest
 import torch
 from test_studies import row
 
+import cpu
 import figures
+import files
 import helpers
+import runtime
 
 
 class Tags(html.parser.HTMLParser):
@@ -246,7 +249,7 @@ def test_answers_are_kept_as_they_come(shown, tmp_path, capsys):
 
 def test_a_point_that_the_assignment_lacks_is_refused(shown, tmp_path):
     answers = figures.Answers("03_it", str(tmp_path), "sample")
-    with pytest.raises(helpers.InputError, match="point '3e' is not in the assignment; use one of"):
+    with pytest.raises(files.InputError, match="point '3e' is not in the assignment; use one of"):
         answers.give("Q1. Why?", "So.", point="3e")
     assert shown == answers.rows == [] and not (tmp_path / "answers").exists()
 
@@ -281,7 +284,7 @@ def hostile(text="</pre><script>alert(1)</script> & ä"):
 
 
 @pytest.mark.parametrize("shown_thing", [hostile, helpers.fit, helpers.vectorize_ex,
-                                         helpers.Dropout, figures.Answers.give])
+                                         cpu.Dropout, figures.Answers.give])
 def test_source_is_shown_whole_in_colour_and_without_scripts(shown_thing, displayed):
     figures.show_source(shown_thing)
     (data, _), = displayed
@@ -312,7 +315,7 @@ def test_source_is_shown_around_a_line(displayed):
     assert displayed[1][0]["text/plain"].endswith("# marked")
     figures.show_source(helpers.load_bert, around="name = model", context=1)  # cuts its docstring
     assert ">or</span>" in displayed[2][0]["text/html"], "code behind a docstring is no string"
-    with pytest.raises(helpers.InputError, match="helpers.fit: no line has 'no such text'"):
+    with pytest.raises(files.InputError, match="helpers.fit: no line has 'no such text'"):
         figures.show_source(helpers.fit, around="no such text")
 
 
@@ -320,7 +323,7 @@ def test_the_banner_says_which_run_this_is(capsys):
     figures.banner("full", "bert", "data/FILIMDB", "cpu")
     said = capsys.readouterr().out
     assert all(word in said for word in ("profile full", "data data/FILIMDB", "model bert", "CPU",
-                                         "torch " + helpers.VERSIONS["torch"]))
+                                         "torch " + runtime.VERSIONS["torch"]))
     assert "indicative" not in said
     figures.banner("sample", "bert", "data/sample", "cpu")
     assert "indicative only" in capsys.readouterr().out

@@ -9,28 +9,28 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import helpers
-from helpers import (
+import runtime
+from checkpoints import load_state, save_state
+from files import (
     InputError,
-    Pieces,
     cache_dir,
     digest,
     file_digest,
     find_path,
-    load_state,
     load_table,
+    open_atomically,
     save_json,
-    save_state,
     sealed_table,
-    seed_of,
-    written_whole,
 )
+from helpers import Tokens
+from runtime import seed_of
 from studies import read_row
 
 
 def test_a_block_that_ends_well_replaces_the_file(tmp_path):
     path = tmp_path / "deep" / "file"
     for content in ("old\n\x85\u96fb", "new"):
-        with written_whole(str(path)) as file:
+        with open_atomically(str(path)) as file:
             file.write(content)
         assert path.read_bytes() == content.encode()
     assert os.listdir(str(path.parent)) == ["file"]
@@ -43,7 +43,7 @@ def test_an_exception_inside_leaves_the_old(tmp_path, error):
         if old:
             path.write_bytes(old)
         with pytest.raises(error):
-            with written_whole(str(path), "wb") as file:
+            with open_atomically(str(path), "wb") as file:
                 file.write(b"half")
                 raise error()
         assert (path.read_bytes() if path.exists() else None) == old
@@ -54,7 +54,7 @@ def test_whoever_reads_the_old_reads_on(tmp_path):
     path = tmp_path / "file"
     path.write_text("old")
     with open(str(path)) as reader:
-        with written_whole(str(path)) as file:
+        with open_atomically(str(path)) as file:
             file.write("new")
         assert reader.read() == "old" and path.read_text() == "new"  # another file, not another text
 
@@ -121,11 +121,11 @@ def test_any_trial_comes_back_as_it_was(tmp_path_factory, row):
 @given(st.lists(st.lists(st.integers(0, 2 ** 31 - 1), max_size=9), max_size=9))
 def test_any_table_of_pieces_comes_back_as_it_was(tmp_path_factory, rows):
     path = str(tmp_path_factory.getbasetemp() / "any table.npy")
-    with written_whole(path, "wb") as file:
+    with open_atomically(path, "wb") as file:
         np.save(file, sealed_table([np.array(row, dtype=np.int32) for row in rows]))
-    pieces = Pieces(load_table(path))
-    assert [pieces[i] for i in range(len(pieces))] == rows
-    assert pieces.lengths == [len(row) for row in rows]
+    tokens = Tokens(load_table(path))
+    assert [tokens[i] for i in range(len(tokens))] == rows
+    assert tokens.lengths == [len(row) for row in rows]
 
 
 def damages(path):
@@ -172,7 +172,7 @@ def test_parts_do_not_run_together():
 
 
 def test_generators_do_not_share_a_stream():
-    draws = [torch.rand(3, generator=helpers.generator(*parts)).tolist()
+    draws = [torch.rand(3, generator=runtime.generator(*parts)).tolist()
              for parts in (("a",), ("a",), ("b",))]
     assert draws[0] == draws[1] != draws[2]
 

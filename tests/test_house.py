@@ -6,18 +6,22 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 # A module may import those named here, and whatever these may import.
-ARROWS = {"files": (), "runtime": ("files",), "cpu": ("runtime",), "helpers": ("cpu",),
-          "studies": ("helpers",), "figures": ("studies",), "evaluate": ("helpers",),
-          "pages": ("files",), "report": ("pages",),
-          "reference": ("evaluate", "studies", "files"), "handin": ()}
+ARROWS = {"files": (), "runtime": ("files",), "cpu": ("runtime",),
+          "checkpoints": ("runtime",), "helpers": ("cpu", "checkpoints"),
+          "effects": ("helpers",), "studies": ("effects", "assignment"), "figures": ("studies",), "evaluate": ("helpers",),
+          "assignment": (), "pages": ("assignment", "files"), "parameters": ("files",),
+          "report": ("pages", "parameters"),
+          "reference": ("evaluate", "studies", "pages"), "handin": ()}
 # Standard library aside, what each may use. The notebooks' modules: the pinned environment alone.
 PINNED = {"numpy", "torch", "transformers", "tqdm", "matplotlib", "scipy", "pandas", "sklearn",
           "IPython", "ipywidgets", "pygments"}
 ALLOWED = {"files": {"numpy", "tqdm"}, "runtime": {"numpy", "torch", "transformers", "tqdm"},
-           "cpu": {"numpy", "torch", "transformers"}, "handin": set(), "reference": PINNED,
+           "cpu": {"numpy", "torch", "transformers"}, "checkpoints": {"torch", "transformers"},
+           "handin": set(), "assignment": set(), "reference": PINNED | {"yaml"}, "effects": PINNED,
+           "parameters": {"nbformat", "yaml"},
            "helpers": PINNED - {"matplotlib", "IPython", "ipywidgets", "pygments"},
            "studies": PINNED | {"distributed"}, "figures": PINNED, "evaluate": PINNED,
-           "pages": {"nbformat", "nbconvert", "jinja2", "traitlets", "yaml", "pygments"},
+           "pages": {"nbformat", "nbconvert", "jinja2", "markupsafe", "pygments"},
            "report": {"nbformat", "papermill", "yaml"}}
 
 

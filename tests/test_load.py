@@ -19,7 +19,7 @@ SAMPLE, TINY = str(ROOT / "data" / "sample"), str(ROOT / "data" / "sample" / "be
 LOADS = {"classify": (10000, 100000), "pretrain": (7500, 75000)} if SOAK else {
     "classify": (600,), "pretrain": (200,)}
 BAR = r"%s: +\d+%%\|[#\d ]+\| [\d.]+[kM]?/[\d.]+[kM]? \[[\d:]+<[\d:?]+, +[\d.?]+[kM]?(%s/s|s/%s)\]"
-UNITS = {"tokenizing": "review", "classifying": "piece", "pretraining": "step"}
+UNITS = {"tokenizing": "review", "classifying": "token", "pretraining": "step"}
 NAMES = {"classify": "classifying", "pretrain": "pretraining"}
 
 
@@ -40,7 +40,7 @@ def work(kind, n):
     if not SOAK:  # a line for each update, not every 10 seconds
         real, helpers.tqdm = helpers.tqdm, lambda **options: real(**dict(options, mininterval=0))
     model, tokenizer = helpers.load_bert(TINY, "mlm" if kind == "pretrain" else "classifier")
-    model(helpers.padded([[1, 2, 3]], 0)["input_ids"])
+    model(helpers.pad([[1, 2, 3]], 0)["input_ids"])
     before, texts, began = peak(), many_reviews(n), (time.time(), time.process_time())
     if kind == "classify":
         config = helpers.make_config(model=TINY, seq_len=64, device="cpu")

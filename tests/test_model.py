@@ -12,8 +12,12 @@ import transformers
 from conftest import fill, make_tiny_bert
 from transformers import BertConfig, BertForPreTraining, BertForSequenceClassification
 
-import helpers
-from helpers import InputError, load_bert, padded, save_bert, weights_digest
+import checkpoints
+import files
+import runtime
+from checkpoints import save_bert, weights_digest
+from files import InputError
+from helpers import load_bert, pad
 
 
 @pytest.fixture
@@ -30,11 +34,11 @@ def rewrite(folder, **change):
     """Give the copy other weights, or other entries of config.json."""
     state = change.pop("state", None)
     if state is not None:
-        torch.save(state, os.path.join(folder, "pytorch_model.bin"), **helpers.LEGACY_FORMAT)
+        torch.save(state, os.path.join(folder, "pytorch_model.bin"), **runtime.LEGACY_FORMAT)
     path = os.path.join(folder, "config.json")
     with open(path) as file:
         config = dict(json.load(file), **change)
-    helpers.save_json(path, config)
+    files.save_json(path, config)
     return folder
 
 
@@ -101,8 +105,8 @@ def test_saving_and_loading_keeps_every_bit(tiny_bert, tmp_path):
     assert tokenizer.convert_ids_to_tokens(ids) == tokenizer_back.convert_ids_to_tokens(ids)
     with open(str(tmp_path / "saved" / "note.json")) as file:
         note = json.load(file)
-    sealed = {"n": 1, "sha256": helpers.file_digest(str(tmp_path / "saved" / "pytorch_model.bin"))}
-    assert note == dict(sealed, checksum=helpers.seal(str(tmp_path / "saved"), sealed))
+    sealed = {"n": 1, "sha256": files.file_digest(str(tmp_path / "saved" / "pytorch_model.bin"))}
+    assert note == dict(sealed, checksum=checkpoints.seal(str(tmp_path / "saved"), sealed))
     assert os.listdir(str(tmp_path)) == ["saved"]
 
 
@@ -113,7 +117,7 @@ def test_a_folder_is_saved_whole_or_not_at_all(tiny_bert, tmp_path, monkeypatch)
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(torch, "save", full)
-    with pytest.raises(helpers.InputError, match="saved: cannot be written .No space"):
+    with pytest.raises(files.InputError, match="saved: cannot be written .No space"):
         save_bert(str(tmp_path / "saved"), model, tokenizer, {})
     assert os.listdir(str(tmp_path)) == []
 
@@ -208,7 +212,7 @@ def test_padding_changes_no_prediction_but_for_the_mask(tiny_bert):
     rows = [[2, *range(20, 20 + n), 3] for n in (0, 1, 5, 9)]
     alone = torch.cat([model(torch.tensor([row]))[0] for row in rows])
     for longest in (11, 40, 200, 512):
-        batch = padded([*rows, [2] * longest], tokenizer.pad_token_id)
+        batch = pad([*rows, [2] * longest], tokenizer.pad_token_id)
         together = model(**batch)[0][:-1]
         assert float((together - alone).abs().max()) < 1e-5
         unmasked = model(batch["input_ids"])[0][:-1]
@@ -225,7 +229,7 @@ def test_the_logits_are_the_librarys(tiny_bert):
     mlm, _ = load_bert(tiny_bert, "mlm")
     library = BertForPreTraining.from_pretrained(tiny_bert).eval()
     assert float((mlm(ids)[0] - library(ids)[0]).abs().max()) == 0
-    assert transformers.__version__ == helpers.VERSIONS["transformers"]
+    assert transformers.__version__ == runtime.VERSIONS["transformers"]
 
 
 def test_two_folders_of_a_seed_are_the_same(tiny_bert, tmp_path):

@@ -210,7 +210,7 @@ def test_every_point_of_the_assignment_has_an_answer():
 
 
 SHOWN = {"02": "vectorize_ex split_kept kept", "03": "fit accumulate lr_factor train classify",
-         "04": "kept_words", "05": "spans mask_pieces pretrain", "06": "make_optimizer", "07": "fit",
+         "04": "kept_words", "05": "spans mask_tokens pretrain", "06": "make_optimizer", "07": "fit",
          "08": "load_bert"}
 
 

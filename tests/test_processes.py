@@ -11,7 +11,7 @@ import conftest  # first: it puts helpers.py on the path
 import pytest
 import torch
 
-import helpers
+import runtime
 
 SCRIPT = """
 import json, sys
@@ -97,7 +97,7 @@ def test_a_dead_process_ends_the_other_within_a_minute(tiny_bert, tmp_path, vict
     both = launch(2, tiny_bert, tmp_path / "two", "endless")
     try:
         deadline = time.time() + 120
-        while not (tmp_path / "two-cache" / "pieces").exists():  # the run is under way
+        while not (tmp_path / "two-cache" / "tokens").exists():  # the run is under way
             assert time.time() < deadline and both[victim].poll() is None, both[victim].stdout.read()
             time.sleep(0.2)
         time.sleep(3)
@@ -113,8 +113,8 @@ def test_a_dead_process_ends_the_other_within_a_minute(tiny_bert, tmp_path, vict
 
 def test_alone_nothing_is_shared(monkeypatch):
     monkeypatch.delenv("WORLD_SIZE", raising=False)
-    with helpers.joined_processes():
-        assert helpers.processes() == (0, 1)
-        assert helpers.mine([3, 1, 2]) == [3, 1, 2]
-        assert helpers.total(1.5) == 1.5
-        helpers.wait_for_all()
+    with runtime.joined_processes():
+        assert runtime.processes() == (0, 1)
+        assert runtime.my_share([3, 1, 2]) == [3, 1, 2]
+        assert runtime.all_sum(1.5) == 1.5
+        runtime.wait_for_all()

@@ -9,6 +9,7 @@ import pytest
 
 import assignment
 import evaluate
+import files
 import helpers
 import reference
 
@@ -33,11 +34,11 @@ def finished(tmp_path, monkeypatch):
     monkeypatch.setattr(reference, "REFERENCE", str(root / "results"))
     told = {"profile": "mine", "model": "bert", "n_train": 7, "n_dev": 5, "seq_len": 9, "epochs": 2,
             "lr": 0.1, "seeds": [0], "sizes": [3]}
-    helpers.save_json(str(root / "profiles" / "mine.yml"), told)
-    helpers.save_json(str(root / "profiles" / "full.yml"), {
+    files.save_json(str(root / "profiles" / "mine.yml"), told)
+    files.save_json(str(root / "profiles" / "full.yml"), {
         "profile": "full", "n_train": 0, "seeds": [0, 1, 2], "sizes": [3], "ks": [8, 16]})
-    helpers.save_json(str(root / "bert" / "note.json"), {"source": "a small BERT"})
-    helpers.save_json(str(out / "status.json"), {name: {
+    files.save_json(str(root / "bert" / "note.json"), {"source": "a small BERT"})
+    files.save_json(str(out / "status.json"), {name: {
         "status": "ok", "seconds": 90, "profile": "mine", "reason": "", "parameters": {},
         "answers": [{"question": f"Q1. What of {name}?", "answer": "80.0 ± 1.0 % | n. More.",
                      "holds": name == "01_one", "figure": "f", "point": point},
@@ -51,7 +52,7 @@ def finished(tmp_path, monkeypatch):
     for name, point in zip(NAMES, ("1", "4a")):
         (root / "notebooks" / (name + ".ipynb")).write_text(json.dumps(f'give("", point="{point}")'))
     for key, keep in (("a", "head"), ("b", "tail")):
-        helpers.save_json(str(out / "trials" / (key + ".json")), trial(keep=keep, seq_len=512))
+        files.save_json(str(out / "trials" / (key + ".json")), trial(keep=keep, seq_len=512))
     (root / "README.md").write_text("# Mine\n" + reference.BEGIN + "old\n" + reference.END + "tail\n")
     return root, out
 
@@ -86,7 +87,7 @@ def test_its_trials_come_back(finished, tmp_path):
     again = tmp_path / "again"
     assert reference.main([str(again), "--trials"]) == 0 and not again.exists()  # none yet
     reference.main([str(out)])
-    helpers.save_json(str(again / "trials" / "a.json"), "mine")
+    files.save_json(str(again / "trials" / "a.json"), "mine")
     assert reference.main([str(again), "--trials"]) == 0
     assert json.loads((again / "trials" / "a.json").read_text()) == "mine"  # what is there stays
     assert (again / "trials" / "b.json").read_bytes() == (out / "trials" / "b.json").read_bytes()
@@ -96,7 +97,7 @@ def set_status(out, **states):
     rows = json.loads((out / "status.json").read_text())
     for number, status in states.items():
         rows[NAMES[int(number[1]) - 1]]["status"] = status
-    helpers.save_json(str(out / "status.json"), rows)
+    files.save_json(str(out / "status.json"), rows)
 
 
 @pytest.mark.parametrize("status", ("not run", "interrupted"))
@@ -116,7 +117,7 @@ def test_a_run_without_answers_is_refused(finished, capsys):
     root, out = finished
     rows = json.loads((out / "status.json").read_text())
     del rows["02_two"]["answers"]
-    helpers.save_json(str(out / "status.json"), rows)
+    files.save_json(str(out / "status.json"), rows)
     assert reference.main([str(out)]) == 2 and not (root / "results").exists()
     assert "page 02_two was made before pages kept their answers" in capsys.readouterr().err
 

@@ -15,9 +15,13 @@ import torch
 from test_evaluate import options, predictions, run, write_filimdb
 from transformers import BertForSequenceClassification, BertTokenizer
 
+import checkpoints
 import evaluate
+import files
 import helpers
-from helpers import InputError, load_classifier, probabilities, save_classifier
+import runtime
+from files import InputError
+from helpers import load_classifier, probabilities, save_classifier
 
 OTHER = conftest.ROOT / (".venv-2019/bin/python" if conftest.TODAY else ".venv/bin/python")
 READY = OTHER.parent.parent / "ready"
@@ -48,7 +52,7 @@ def logits_of_transformers(folder):
     """Return what transformers' own classes make of the texts, as a user would call them."""
     model = BertForSequenceClassification.from_pretrained(folder).eval()
     tokenizer = BertTokenizer.from_pretrained(folder)
-    rows = [helpers.vectorize_ex(helpers.kept_words(text, 9, "tail"), None, 12, tokenizer, "tail")
+    rows = [helpers.vectorize_ex(helpers.truncate_words(text, 9, "tail"), None, 12, tokenizer, "tail")
             for text in TEXTS]
     ids, segments, mask = (torch.tensor([row[i] for row in rows]) for i in range(3))
     with torch.no_grad():
@@ -200,9 +204,9 @@ def test_a_broken_model_is_not_saved(params, tmp_path):
 def test_the_tokenizer_keeps_its_settings(tiny_bert, tmp_path):
     """Pretraining writes a folder too: it must split Chinese as the checkpoint did."""
     folder = shutil.copytree(tiny_bert, str(tmp_path / "bert"))
-    helpers.save_json(os.path.join(folder, "tokenizer_config.json"), {"tokenize_chinese_chars": False})
+    files.save_json(os.path.join(folder, "tokenizer_config.json"), {"tokenize_chinese_chars": False})
     model, tokenizer = helpers.load_bert(folder)
-    helpers.save_bert(str(tmp_path / "again"), model, tokenizer, {})
+    checkpoints.save_bert(str(tmp_path / "again"), model, tokenizer, {})
     text = "\u96fb\u5f71 is a film"
     there, back = (helpers.load_bert(str(tmp_path / name))[1] for name in ("bert", "again"))
     assert there.tokenize(text) == back.tokenize(text) == ["[UNK]", "is", "a", "film"]
@@ -251,7 +255,7 @@ def test_pickled_params_classify_in_another_process(way, params, tmp_path):
 def test_torch_save_and_load(params, tmp_path):
     with open(str(tmp_path / "params.pt"), "wb") as file:
         torch.save(params, file)
-    everything = {"weights_only": False} if helpers.WEIGHTS_ONLY else {}
+    everything = {"weights_only": False} if runtime.WEIGHTS_ONLY else {}
     back = torch.load(str(tmp_path / "params.pt"), **everything)
     assert torch.equal(probabilities(TEXTS, back), probabilities(TEXTS, params))
 

@@ -23,9 +23,12 @@ from conftest import SOAK, TODAY, made_up_reviews, make_tiny_bert
 from hypothesis import given
 from hypothesis import strategies as st
 
+import files
 import helpers
+import runtime
 import studies
-from helpers import Diverged, InputError, Part, make_config
+from files import InputError
+from helpers import Diverged, Part, make_config
 
 REFERENCE = conftest.ROOT / "tests" / "reference_trials.json"
 STACK = "today" if TODAY else "2019"  # dropout draws other masks on each
@@ -68,7 +71,7 @@ def core(row):
                 history=history)
 
 
-def files(store, ending="json"):
+def names_in(store, ending="json"):
     return sorted(path.name for path in store.glob("*." + ending))
 
 
@@ -89,7 +92,7 @@ def test_product_has_seeds_innermost():
 def test_a_finished_trial_is_not_run_again(grid, runs, tmp_path):
     first = studies.run_trials(grid, TRAIN, DEV, str(tmp_path))
     assert runs == [(1e-3, 0), (1e-3, 1), (1e-2, 0), (1e-2, 1)]
-    names, bytes_ = files(tmp_path), {p.name: p.read_bytes() for p in tmp_path.glob("*.json")}
+    names, bytes_ = names_in(tmp_path), {p.name: p.read_bytes() for p in tmp_path.glob("*.json")}
     assert len(names) == 4
     again = studies.run_trials(grid[::-1] + grid[:1], TRAIN, DEV, str(tmp_path))
     assert len(runs) == 4
@@ -131,7 +134,7 @@ def write_reference(folder):
     found = reference_trial(make_tiny_bert(os.path.join(folder, "tiny")), folder)
     assert STACK not in known or found == pytest.approx(known[STACK], abs=2e-5), \
         "the losses changed: raise helpers.RESULTS_VERSION first"
-    helpers.save_json(str(REFERENCE), dict(known, **{STACK: found}))
+    files.save_json(str(REFERENCE), dict(known, **{STACK: found}))
 
 
 def test_a_row_is_what_training_and_classifying_give(grid, tmp_path):
@@ -146,7 +149,7 @@ def test_a_row_is_what_training_and_classifying_give(grid, tmp_path):
     assert row["config"] == helpers.settings(make_config(**grid[2]))
     assert (row["n_train"], row["n_dev"], row["model"]) == (16, 10, "tiny")
     assert row["seconds"] > 0 and row["peak_memory"] > 10 ** 6
-    assert row["versions"] == helpers.VERSIONS and row["device"] == "cpu"
+    assert row["versions"] == runtime.VERSIONS and row["device"] == "cpu"
     assert [r["step"] for r in row["history"]] == [0, 1, 2]
 
 
@@ -246,7 +249,7 @@ json.dump(rows, open(log + ".rows%d" % os.getpid(), "w"))
 @pytest.fixture
 def start(grid, tiny_bert, tmp_path):
     """Return start(store, mode): a process that runs the grid once LOG.go exists."""
-    helpers.save_json(tiny_bert + ".grid", grid)
+    files.save_json(tiny_bert + ".grid", grid)
     started = []
 
     def start(store, mode=""):
@@ -273,7 +276,7 @@ def undisturbed(grid, tmp_path_factory):
     """The grid run in peace: (its files' names, its rows)."""
     store = tmp_path_factory.mktemp("undisturbed")
     rows = studies.run_trials(grid, TRAIN, DEV, str(store))
-    return files(store), list(map(core, rows))
+    return names_in(store), list(map(core, rows))
 
 
 def test_two_processes_share_a_store(start, grid, undisturbed, tmp_path):
@@ -288,7 +291,7 @@ def test_two_processes_share_a_store(start, grid, undisturbed, tmp_path):
     assert sorted(began) == sorted("began %g %d" % (p["lr"], p["seed"]) for p in grid)
     rows = [json.loads(path.read_text()) for path in tmp_path.glob("log.rows*")]
     assert len(rows) == 2 and rows[0] == rows[1]
-    assert files(store) == undisturbed[0] and list(map(core, rows[0])) == undisturbed[1]
+    assert names_in(store) == undisturbed[0] and list(map(core, rows[0])) == undisturbed[1]
 
 
 @pytest.mark.parametrize("kill", range(KILLS))
@@ -302,10 +305,10 @@ def test_a_killed_study_goes_on(kill, start, grid, undisturbed, tmp_path, capsys
         process.kill()
     process.communicate(timeout=120)
     assert process.returncode == -signal.SIGKILL or kill
-    finished = files(store)
+    finished = names_in(store)
     assert kill or not finished
     rows = studies.run_trials(grid, TRAIN, DEV, str(store))
-    assert files(store) == undisturbed[0] and set(finished) <= set(files(store))
+    assert names_in(store) == undisturbed[0] and set(finished) <= set(names_in(store))
     assert list(map(core, rows)) == undisturbed[1]
     assert "damaged" not in capsys.readouterr().out, "a half-written file was taken for a trial"
 
@@ -313,7 +316,7 @@ def test_a_killed_study_goes_on(kill, start, grid, undisturbed, tmp_path, capsys
 def test_a_trial_in_another_process_is_waited_for(grid, tmp_path):
     config = make_config(**grid[0])
     path = str(tmp_path / studies.trial_key(config, TRAIN, DEV)) + ".json"
-    with helpers.locked(path + ".lock") as mine:
+    with files.try_lock(path + ".lock") as mine:
         assert mine
         assert studies.run_once(config, TRAIN, DEV, str(tmp_path)) is None
     assert studies.run_once(config, TRAIN, DEV, str(tmp_path))["metrics"]
@@ -329,8 +332,8 @@ def test_a_diverged_trial_is_a_result(grid, tmp_path, monkeypatch, capsys):
         return original(*args, **kwargs)
 
     monkeypatch.setattr(helpers, "train", train)
-    monkeypatch.setattr(helpers, "predict_logits", lambda model, pieces, *args, **kwargs:
-                        torch.eye(2).repeat(len(pieces), 1)[:len(pieces)])
+    monkeypatch.setattr(helpers, "predict_logits", lambda model, tokens, *args, **kwargs:
+                        torch.eye(2).repeat(len(tokens), 1)[:len(tokens)])
     rows = studies.run_trials(grid[:2], TRAIN, DEV, str(tmp_path))
     assert [row["mark"] for row in rows] == ["", "diverged: loss nan at step 7"]
     assert rows[1]["metrics"] == {} and rows[1]["correct"] == ""
@@ -357,8 +360,8 @@ def test_a_model_broken_by_its_last_step_is_marked(grid, tmp_path):
 
 
 def test_a_trial_that_says_one_class_is_marked(grid, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(helpers, "predict_logits", lambda model, pieces, *args, **kwargs:
-                        torch.tensor([[0.0, 1.0]] * len(pieces)))
+    monkeypatch.setattr(helpers, "predict_logits", lambda model, tokens, *args, **kwargs:
+                        torch.tensor([[0.0, 1.0]] * len(tokens)))
     row, = studies.run_trials(grid[:1], TRAIN, DEV, str(tmp_path))
     assert row["mark"] == "one class for all reviews"
     assert "Warning: trials: the trial: broken, left out of every mean (one class for all" in (
@@ -395,7 +398,7 @@ def test_a_stand_in_cluster_gives_the_same_rows(grid, undisturbed, tmp_path, mon
 
     monkeypatch.setitem(sys.modules, "distributed", types.SimpleNamespace(Client=Client))
     rows = studies.run_trials(grid, TRAIN, DEV, str(tmp_path), scheduler="tcp://here:1")
-    assert files(tmp_path) == undisturbed[0] and list(map(core, rows)) == undisturbed[1]
+    assert names_in(tmp_path) == undisturbed[0] and list(map(core, rows)) == undisturbed[1]
 
 
 def test_a_cluster_gives_the_same_rows(grid, undisturbed, tmp_path):
@@ -404,7 +407,7 @@ def test_a_cluster_gives_the_same_rows(grid, undisturbed, tmp_path):
                                   dashboard_address=None) as cluster:
         rows = studies.run_trials(grid, TRAIN, DEV, str(tmp_path),
                                   scheduler=cluster.scheduler_address)
-    assert files(tmp_path) == undisturbed[0] and list(map(core, rows)) == undisturbed[1]
+    assert names_in(tmp_path) == undisturbed[0] and list(map(core, rows)) == undisturbed[1]
 
 
 # ---- statistics --------------------------------------------------------------------------------
@@ -747,7 +750,7 @@ def test_around_changes_one_thing_at_a_time():
 def test_random_settings_stay_within_the_grid():
     default = {"weight_decay": 0.01, "dropout": 0.1, "attention_dropout": 0.1}
     grid = {"weight_decay": [0, 10.0], "dropout": [0, 0.3], "attention_dropout": [0, 0.2]}
-    drawn = [[studies.draw_setting(default, grid, helpers.generator("x", i)) for i in range(200)]
+    drawn = [[studies.draw_setting(default, grid, runtime.generator("x", i)) for i in range(200)]
              for _ in range(2)]
     assert drawn[0] == drawn[1]
     for key, low in (("weight_decay", 0.01), ("dropout", 0), ("attention_dropout", 0)):
@@ -847,7 +850,7 @@ def test_estimated_batch_is_monotone(seq_len, other, memory, more):
 
 
 def test_estimated_batch_by_hand():
-    # 12 layers x 128 pieces x (66 x 768 + 9 x 12 x 128) bytes = 99,090,432 an example
+    # 12 layers x 128 tokens x (66 x 768 + 9 x 12 x 128) bytes = 99,090,432 an example
     weights = 10 ** 8
     for count in (0, 1, 37):
         memory = 16 * weights + count * 99090432
@@ -919,10 +922,10 @@ def test_top_words_are_those_of_the_whole_model(tiny_bert):
     sentences = ["the movie was [MASK] and good", "[MASK] film", "a never ending [MASK]", "[MASK]"]
     found = studies.top_words(model, tokenizer, sentences, k=4)
     for sentence, words in zip(sentences, found):
-        pieces = tokenizer.tokenize("[CLS] " + sentence + " [SEP]")
-        assert pieces.count("[MASK]") == 1
-        ids = torch.tensor([tokenizer.convert_tokens_to_ids(pieces)])
-        logits = model(ids)[0][0, pieces.index("[MASK]")].tolist()
+        tokens = tokenizer.tokenize("[CLS] " + sentence + " [SEP]")
+        assert tokens.count("[MASK]") == 1
+        ids = torch.tensor([tokenizer.convert_tokens_to_ids(tokens)])
+        logits = model(ids)[0][0, tokens.index("[MASK]")].tolist()
         best = sorted(range(len(logits)), key=lambda i: -logits[i])[:4]
         assert words == tokenizer.convert_ids_to_tokens(best)
 
@@ -940,7 +943,7 @@ def test_a_version_matches_its_pins_to_their_digits():
 
 
 def test_a_stack_is_told_by_three_packages():
-    core = [versions_row(package, "2019") for package in helpers.VERSIONS]
+    core = [versions_row(package, "2019") for package in runtime.VERSIONS]
     assert studies.stack_of(core) == ("the pinned stack of 2019", [])
     lesser = [versions_row("scipy", "2019 today"), versions_row("tqdm", "")]
     assert studies.stack_of(core + lesser) == ("the pinned stack of 2019", ["tqdm"])
@@ -952,7 +955,7 @@ def test_a_stack_is_told_by_three_packages():
 def test_the_versions_table_reads_both_requirement_files():
     table = {row["package"]: row for row in studies.versions_table(["torch", "no_such_package"])}
     assert list(table) == ["python", "torch", "no_such_package"]
-    assert table["torch"]["here"] == helpers.VERSIONS["torch"]
+    assert table["torch"]["here"] == runtime.VERSIONS["torch"]
     assert table["torch"]["pinned, 2019"] == "1.3" and table["python"]["pinned, 2019"] == "3.7"
     assert table["torch"]["pinned, today"] == studies.pins_of("requirements.txt")["torch"]
     assert table["no_such_package"]["here"] == "-" and not table["no_such_package"]["matches"]
@@ -972,21 +975,21 @@ def test_passages_are_of_different_matches_and_texts():
     assert studies.passages(texts, "absent") == []
 
 
-def test_changes_of_a_text_that_change_its_pieces(tokenizer):
+def test_changes_of_a_text_that_change_its_tokens(tokenizer):
     texts = ["Good Film", "a good film", "CAFÉ", "bad\x85film"]
     assert studies.changed_by(str.upper, texts, tokenizer) == (3, 0)
     assert studies.changed_by(studies.without_accents, texts, tokenizer) == (1, 0)
     assert studies.changed_by(lambda text: text.replace("film", "plot"), texts, tokenizer) == (2, 2)
-    [row] = studies.pieces_table(["A\x85 film"], tokenizer, in_lower_case=str.lower,
+    [row] = studies.tokens_table(["A\x85 film"], tokenizer, in_lower_case=str.lower,
                                  cut=lambda text: text[:1])
-    assert row == {"as written": "A\\x85 film", "pieces": "a film", "in lower case": "same",
+    assert row == {"as written": "A\\x85 film", "tokens": "a film", "in lower case": "same",
                    "cut": "OTHER"}
 
 
 def test_unknown_pieces_and_characters(tokenizer):
     texts = ["good \u96ea film", "bad", "\u96ea\u96ea"]
-    pieces = [piece for text in texts for piece in tokenizer.tokenize(text)]
-    share = 100 * pieces.count("[UNK]") / len(pieces)
+    tokens = [token for text in texts for token in tokenizer.tokenize(text)]
+    share = 100 * tokens.count("[UNK]") / len(tokens)
     assert studies.unknown_share(texts, tokenizer) == pytest.approx(share) and share > 0
     assert studies.unknown_characters(texts, tokenizer) == {"\u96ea": 3}
 
@@ -1010,7 +1013,7 @@ def test_parameters_are_what_the_formula_says(tiny_bert):
 def rows_of_ids(tiny_bert):
     """(model, tokenizer, rows of ids of several lengths, their logits alone)."""
     model, tokenizer = helpers.load_bert(tiny_bert)
-    rows = [helpers.framed(studies.pieces_of(text, tokenizer), 16, "head", tokenizer)
+    rows = [helpers.add_special_tokens(studies.tokens_of(text, tokenizer), 16, "head", tokenizer)
             for text in made_up_reviews(8)[0]]
     return model, tokenizer, rows, torch.cat(
         [studies.padded_logits(model, [row], tokenizer) for row in rows])
@@ -1026,7 +1029,7 @@ def test_padding_is_tried_with_and_without_the_mask(rows_of_ids):
         assert (float((logits - alone).abs().max()) < 1e-5) == (kind != "no mask")
     ids = torch.full((1, 40), tokenizer.pad_token_id, dtype=torch.int64)
     ids[0, :len(rows[0])] = torch.tensor(rows[0])
-    with helpers.inference_mode():
+    with runtime.inference_mode():
         assert torch.allclose(model(ids)[0][0], tried["no mask", 40][0], atol=1e-6)
 
 
@@ -1053,8 +1056,8 @@ def test_an_outcome_is_one_line():
 
 @given(st.lists(st.integers(0, 99), max_size=30), st.integers(1, 20),
        st.sampled_from(["head", "tail", "head+tail"]))
-def test_survivors_are_what_is_kept(pieces, n, keep):
-    assert studies.survivors(pieces, n, keep) == helpers.kept(pieces, n, keep)
+def test_survivors_are_what_is_kept(tokens, n, keep):
+    assert studies.survivors(tokens, n, keep) == helpers.truncate(tokens, n, keep)
 
 
 def test_truncation_and_encoder_tables_agree_and_would_not(tiny_bert, tokenizer, monkeypatch):
@@ -1086,7 +1089,7 @@ def test_a_short_example_has_a_word_in_parts(tokenizer):
 
 
 def test_words_come_back(tokenizer, monkeypatch):
-    ids = studies.pieces_of("The films, Greatly!", tokenizer)
+    ids = studies.tokens_of("The films, Greatly!", tokenizer)
     assert studies.words_of(ids, tokenizer) == "the films , greatly !"
     assert studies.comes_back("The films, Greatly!", 32, tokenizer)
     monkeypatch.setattr(studies, "words_of", lambda ids, tokenizer: "the films")

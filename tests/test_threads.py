@@ -11,9 +11,12 @@ import torch
 from conftest import made_up_reviews
 from test_studies import DEV, TRAIN, core, files
 
+import cpu
 import helpers
 import studies
-from helpers import WEIGHTS_ONLY, classify, load_bert, pretrain, train, weights_digest
+from checkpoints import weights_digest
+from helpers import classify, load_bert, pretrain, train
+from runtime import WEIGHTS_ONLY
 
 TEXTS, LABELS = made_up_reviews(40)
 QUICK = dict(seq_len=32, epochs=4, batch_size=8, accumulation=1, lr=1e-3, dropout=0.3)
@@ -96,12 +99,12 @@ def test_pools_that_begin_at_once_compute_alone(monkeypatch):
     """A thread of a pool with several cores would wait for its own pool: for ever."""
     set_number = torch.set_num_threads
     monkeypatch.setattr(torch, "set_num_threads", lambda n: set_number(n) or time.sleep(0.05))
-    helpers.lone_threads.cache_clear()
-    pools = in_threads(helpers.lone_threads, [2, 3, 2, 4])
+    cpu.worker_threads.cache_clear()
+    pools = in_threads(cpu.worker_threads, [2, 3, 2, 4])
     cores = [set(pool.map(lambda _: torch.get_num_threads(), range(8))) for pool in pools]
     for pool in pools:
         pool.shutdown()
-    helpers.lone_threads.cache_clear()
+    cpu.worker_threads.cache_clear()
     set_number(1)
     assert cores == [{1}] * 4
 

@@ -16,8 +16,9 @@ from test_notebooks import PATH_LINES, PATHS, TINY, parameters, sources
 
 import evaluate
 import helpers
+import runtime
 import studies
-from helpers import InputError
+from files import InputError
 
 TEXTS, LABELS = conftest.made_up_reviews(20)
 
@@ -70,10 +71,10 @@ def test_many_texts_of_any_kind_are_taken(params, tiny_bert):
     for texts in (tuple(TEXTS), iter(TEXTS), FRAME["text"], FRAME["text"].values):
         assert helpers.classify(texts, params) == expected
     for texts in ([TEXTS[:5], "one more"], {"train": TEXTS}.values(), [FRAME["text"]]):
-        assert len(helpers.flat_texts(texts)) > 1
+        assert len(helpers.distinct_texts(texts)) > 1
     for wrong in (["one more", {"train": TEXTS}], {"train": TEXTS}, "text", [FRAME]):
         with pytest.raises(InputError, match="give a list of strings"):
-            helpers.flat_texts(wrong)
+            helpers.distinct_texts(wrong)
 
 
 def test_one_text_is_meant(params):
@@ -102,18 +103,18 @@ def test_half_a_launch_is_refused_in_one_line(variables, named, monkeypatch, cap
     assert evaluate.main(["--out", "p.tsv"]) == 2
     said = capsys.readouterr()
     assert said.err.count("\n") == 1 and named in said.err and "torchrun" in said.err, said.err
-    assert said.out == "" and helpers.processes() == (0, 1)
+    assert said.out == "" and runtime.processes() == (0, 1)
 
 
 def test_a_single_process_of_torchrun_is_alone(monkeypatch):
     for key in ALL:
         monkeypatch.delenv(key, raising=False)
-    assert helpers.launched_processes() == (1, 0)
+    assert runtime.launched_processes() == (1, 0)
     monkeypatch.setenv("WORLD_SIZE", "1")
-    assert helpers.launched_processes() == (1, 0)
+    assert runtime.launched_processes() == (1, 0)
     for key, value in dict(ALL, RANK="1", LOCAL_RANK="1").items():
         monkeypatch.setenv(key, value)
-    assert helpers.launched_processes() == (2, 1)
+    assert runtime.launched_processes() == (2, 1)
 
 
 # ---- notebooks -----------------------------------------------------------------------------------

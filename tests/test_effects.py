@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import effects as stats
 import helpers
-import stats_new as stats
-from helpers import InputError
-from stats_new import Effect, as_table, compare, compare_to, estimate, factorial, judge
+from effects import Effect, as_table, compare, compare_to, estimate, factorial, judge
+from files import InputError
 
 
 def a_row(correct, seed=0, mark="", **config):

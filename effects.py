@@ -19,8 +19,7 @@ import numpy as np
 import pandas as pd
 
 import helpers
-from helpers import InputError
-from studies import number_of
+from files import InputError
 
 # ---- trials as a table -------------------------------------------------------------------------
 
@@ -112,6 +111,11 @@ def estimate(values):
     lowest = -300.0
     p = 10 ** brentq(excess, lowest, 0.0) if excess(lowest) > 0 else 0.0
     return Estimate(mean, half, float(p))
+
+
+def number_of(n, noun):
+    """Return a number with its noun: "1 seed", "3 seeds"."""
+    return f"{n:,} {noun}{'s' * (n != 1)}"
 
 
 def as_array(correct):
