@@ -15,7 +15,7 @@ from nbconvert import preprocessors
 from nbconvert.filters import Highlight2HTML, ansi2html, markdown2html, strip_ansi
 from pygments.formatters import HtmlFormatter
 
-from assignment import VERDICTS, best_accuracy, first_sentence, points_named, table_by_point
+from assignment import best_accuracy, first_sentence, points_named, table_by_point
 
 ROOT = Path(__file__).resolve().parent
 STATES = "ok", "failed", "timeout", "interrupted", "not run"
@@ -99,7 +99,7 @@ def markdown(text):
     return re.sub(r'(href="[\w-]+)\.ipynb', r"\1.html", text)
 
 
-ANSWER = "question", "answer", "figure", "holds", "point"  # as figures.Answers keeps one
+ANSWER = "question", "answer", "figure", "verdict", "point"  # as studies.Study keeps one
 # What is known of a notebook before it is run: texts, and the assignment's points it names.
 Headline = namedtuple("Headline", "title lead points")
 
@@ -174,7 +174,7 @@ def write_index(out, titles, status, profile):
     answers = {name: status[name].get("answers", []) for name in titles}
     write(out / "status.json", json.dumps(status, indent=1))
     save_page(out, "index", titles=titles, status=status, profile=profile, counts=counts,
-              answers=answers, best=best_accuracy(answers), verdicts=VERDICTS,
+              answers=answers, best=best_accuracy(answers),
               points=table_by_point(answers, {name: titles[name].points for name in titles}))
     return f"{len(states)} pages: {counts}"
 
