@@ -150,7 +150,7 @@ class Study:
         row = {"question": question, "answer": answer[:1].upper() + answer[1:], "figure": figure,
                "verdict": verdict, "point": point}
         self.answers.append(row)
-        said = f"Expected: {expected or 'see above'}: {verdict}." if verdict else ""
+        said = f"Expected {expected or 'as said above'}: {verdict}." if verdict else ""
         asked = f" <small>(assignment: {point})</small>" if point else ""
         show_html(f'<p class="answer"><strong>{html.escape(question)}</strong> '
                   f'{html.escape(row["answer"])} <em>{html.escape(said)}</em>{asked}</p>',
