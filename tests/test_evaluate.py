@@ -259,10 +259,10 @@ def test_a_process_writes_what_main_does(graded, filimdb, tiny_bert, tmp_path):
 
 OFTEN = """import runpy, sys
 sys.path.insert(0, sys.argv[1])
-import helpers
+import files, helpers
 helpers.CHECKPOINT_SECONDS = 0.1
 del sys.argv[1]
-runpy.run_path(helpers.HERE + "/evaluate.py", run_name="__main__")
+runpy.run_path(files.HERE + "/evaluate.py", run_name="__main__")
 """
 
 
