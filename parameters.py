@@ -69,11 +69,12 @@ def read_profile(name, declared):
             raise InputError(f"{where} no notebook's parameter; use one of {names}")
         for owner, default in defaults:
             if not fits(value, default):
-                raise InputError(f"{where} {type(value).__name__}, but {owner}'s {default!r} is of "
-                              f"type {type(default).__name__} (for 2e-5 write 2.0e-5)")
+                raise InputError(f"{where} {type(value).__name__}, but {owner}'s {default!r} is "
+                                 f"of type {type(default).__name__} (for 2e-5 write 2.0e-5)")
         if not in_bounds(key, value):
-            raise InputError(f"{where} out of bounds; numbers are finite and more than 0 (seq_len: "
-                          f"3 to 512; 0 only for {', '.join(MAY_BE_0)}), lists not empty")
+            raise InputError(f"{where} out of bounds; numbers are finite and more than 0 "
+                             f"(seq_len: 3 to 512; 0 only for {', '.join(MAY_BE_0)}), lists not "
+                             f"empty")
         if key == "data_dir" and not (ROOT / os.path.expanduser(value)).is_dir():
             raise InputError(f"{where} no folder; `make data` fetches data/FILIMDB")
     return path.stem, values

@@ -66,10 +66,12 @@ def choose(only, names):
     return [n for n in names if not wanted or {n, n.split("_")[0]} & wanted]
 
 
-def set_environment(out, jobs):
+def set_environment(out, args):
     """Return the kernels' environment: this venv's kernelspec, the run's cache, shared cores."""
-    threads = {"OMP_NUM_THREADS": str(max(1, os.cpu_count() // jobs))} if jobs > 1 else {}
-    return {"OMP_WAIT_POLICY": "PASSIVE", **threads, **os.environ,
+    cores = max(1, os.cpu_count() // args.jobs)
+    return {"OMP_WAIT_POLICY": "PASSIVE", **({"OMP_NUM_THREADS": str(cores)} if args.jobs > 1
+                                             else {}),
+            **os.environ, **({"FILIMDB_STORED": "1"} if args.stored else {}),
             "FILIMDB_CACHE": str(out / "cache"), "JUPYTER_PATH": sys.prefix + "/share/jupyter"}
 
 
@@ -110,7 +112,7 @@ def execute(name, given, out, args, stops):
                "kernel_name": "python3", "cwd": str(NOTEBOOKS), "progress_bar": False}
     with open(str(log), "wb") as f, subprocess.Popen(
             [sys.executable, "-c", RUNNER, json.dumps(options)], stdin=subprocess.PIPE, stdout=f,
-            stderr=f, env=set_environment(out, args.jobs), start_new_session=True) as process:
+            stderr=f, env=set_environment(out, args), start_new_session=True) as process:
         try:
             while process.poll() is None and not why:
                 time.sleep(0.1)
@@ -191,6 +193,8 @@ def main(argv=None):
     parser.add_argument("--only", nargs="+", help="numbers or names of notebooks")
     parser.add_argument("--jobs", type=int, default=1, help="notebooks at once")
     parser.add_argument("--out", help="folder of the report (build/PROFILE)")
+    parser.add_argument("--stored", action="store_true",
+                        help="train nothing: show what the kept trials say")
     parser.add_argument("--timeout", type=float, default=0, help="minutes a notebook (no limit)")
     try:
         args = parser.parse_args(argv)
