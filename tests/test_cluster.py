@@ -11,6 +11,8 @@ from test_studies import DEV, TRAIN, core, names_in
 import studies
 from files import InputError
 
+pytestmark = pytest.mark.slow
+
 distributed = pytest.importorskip("distributed", reason="today's optional engine; in "
                                   "requirements-dev.txt, and in Anaconda 2019.10")
 

@@ -34,6 +34,8 @@ import studies
 from files import InputError
 from helpers import Part
 
+pytestmark = pytest.mark.slow
+
 SAMPLE, TINY = str(ROOT / "data" / "sample"), str(ROOT / "data" / "sample" / "bert")
 MOMENTS = 20 if SOAK else 2    # SIGKILLs of a training, and of a pretraining
 DAMAGES = 1000 if SOAK else 60  # of each kind of file

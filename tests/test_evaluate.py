@@ -264,6 +264,7 @@ runpy.run_path(files.HERE + "/evaluate.py", run_name="__main__")
 """
 
 
+@pytest.mark.slow
 def test_sigterm_saves_the_work(filimdb, tiny_bert, tmp_path, monkeypatch, capsys):
     argv = ["--data", str(filimdb), "--model", tiny_bert, "--no-pretrain", *options(epochs=9999)]
     monkeypatch.setenv("FILIMDB_CACHE", str(tmp_path / "cache"))

@@ -16,6 +16,8 @@ from conftest import ROOT, SOAK
 import helpers
 import runtime
 
+pytestmark = pytest.mark.slow
+
 SAMPLE, TINY = str(ROOT / "data" / "sample"), str(ROOT / "data" / "sample" / "bert")
 LOADS = {"classify": (10000, 100000), "pretrain": (7500, 75000)} if SOAK else {
     "classify": (600,), "pretrain": (200,)}

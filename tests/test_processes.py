@@ -13,6 +13,8 @@ import torch
 
 import runtime
 
+pytestmark = pytest.mark.slow
+
 SCRIPT = """
 import json, sys
 import files, helpers, runtime

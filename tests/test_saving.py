@@ -87,6 +87,7 @@ def test_transformers_reads_the_folder_itself(params, saved):
         assert AutoTokenizer.from_pretrained(saved).model_max_length == 512
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not READY.exists(), reason="the other stack is not installed")
 def test_the_other_stack_reads_the_folder(params, saved, tmp_path):
     code = ("import sys, json, conftest, test_saving as t, helpers\n"
@@ -243,6 +244,7 @@ WAYS = {"as they are": lambda value: value, "a deep copy": copy.deepcopy,
         "pickled before": lambda value: pickle.loads(pickle.dumps(value))}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", WAYS)
 def test_pickled_params_classify_in_another_process(way, params, tmp_path):
     (tmp_path / "params").write_bytes(pickle.dumps(WAYS[way]((params, TEXTS))))
@@ -261,6 +263,7 @@ def test_torch_save_and_load(params, tmp_path):
     assert torch.equal(probabilities(TEXTS, back), probabilities(TEXTS, params))
 
 
+@pytest.mark.slow
 def test_a_copy_of_the_module_pickles_too(params, tmp_path, tiny_bert):
     """Handed in as classifier.py it registers its attention under its own name."""
     (tmp_path / "classifier.py").write_text(handin.join(conftest.ROOT), encoding="utf-8")

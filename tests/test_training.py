@@ -584,6 +584,7 @@ print("weights", checkpoints.weights_digest(params["model"]))
 """
 
 
+@pytest.mark.slow
 def test_killed_runs_go_on_from_their_last_checkpoint(cache, tiny_bert):
     undisturbed = whole_run(tiny_bert)
     code = KILLED.format(tests=os.path.dirname(os.path.abspath(__file__)), model=tiny_bert)

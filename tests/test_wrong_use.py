@@ -213,6 +213,7 @@ def kernel(monkeypatch, tmp_path):
     monkeypatch.setenv("FILIMDB_CACHE", str(tmp_path / "cache"))
 
 
+@pytest.mark.slow
 def test_a_notebook_shows_what_get_filimdb_made_of_aclimdb(aclimdb, kernel, tmp_path):
     rows = execute("02_vectorize_ex", aclimdb, tmp_path)
     answers = {row["question"][:2]: row for row in rows}
@@ -222,6 +223,7 @@ def test_a_notebook_shows_what_get_filimdb_made_of_aclimdb(aclimdb, kernel, tmp_
     assert "has no dev-b, test-b: left out" in page
 
 
+@pytest.mark.slow
 def test_papermill_with_a_list_as_text_names_the_remedy(kernel, sample, tmp_path):
     with pytest.raises(papermill.PapermillExecutionError) as caught:
         execute("06_optimizer_comparison", sample, tmp_path, grid_lrs="[1e-3]")
