@@ -205,9 +205,12 @@ def varied(trials, run, key, **fixed):
     given = {name: parameters[name] for name in ("seq_len", "epochs", "lr")}
     base = dict(vars(helpers.make_config(keep="tail", **given)), **fixed)
     base.update(model=os.path.basename(parameters["model"]), n_train=parameters["n_train"],
-                precision=parameters.get("precision", "auto"))
+                precision=parameters.get("precision", "auto").replace("fp32", "auto"))
     free = {key, "seed", "data_seed", "device"}
-    free |= {name for name in ("n_train", "precision") if base[name] in (0, "auto")}
+    if parameters.get("precision", "auto") == "auto":  # whatever the machine took; fp32: no entry
+        free.add("precision")
+    if not parameters["n_train"]:  # all of train, however many
+        free.add("n_train")
     same = trials["seed"].isin(parameters["seeds"])
     for name in set(base) - free:
         same &= trials[name] == base[name]
