@@ -20,10 +20,10 @@ help:  ## list the targets
 report: .venv/ready  ## run all notebooks (PROFILE=sample) and export build/PROFILE/index.html
 	$(VENV) report.py --profile $(PROFILE) --jobs $(JOBS) $(ARGS)
 
-reference: data/FILIMDB minilm  ## profile small on real reviews -> results/reference, figures, README (PAGES=--pages: report.zip too)
+reference: data/FILIMDB minilm  ## profile small on real reviews -> results/reference, figures, README
 	$(VENV) reference.py --trials build/small
 	$(VENV) report.py --profile small --jobs 2 $(ARGS)
-	$(VENV) reference.py build/small $(PAGES)
+	$(VENV) reference.py build/small
 
 # Chosen on dev by the reference run's trials; length and epochs by what two cores can do.
 RECIPE := --no-pretrain --set keep=head+tail --set seq_len=256 --set epochs=1 --set lr=2e-4
