@@ -240,6 +240,29 @@ def test_a_record_of_a_loaded_classifier(filimdb, tiny_bert, tmp_path):
     assert (kept["settings"]["keep"], kept["load"]) == ("head", folder)
 
 
+def test_an_older_record_stays_when_the_disk_is_full(filimdb, spy, tmp_path, monkeypatch, capsys):
+    calls, fsync, removed = [], os.fsync, []
+
+    def full(handle):
+        calls.append(handle)
+        if len(calls) > 1:  # the predictions still fitted
+            raise OSError(28, "No space left on device")
+        fsync(handle)
+
+    monkeypatch.setattr(os, "fsync", full)
+    monkeypatch.setattr(evaluate, "record_of", lambda *args: {})
+    monkeypatch.setattr(evaluate.files, "remove_if_there", removed.append)
+    (tmp_path / "run.json").write_bytes(b"older")
+    argv = ["--data", str(filimdb), "--out", str(tmp_path / "p.tsv"), "--json",
+            str(tmp_path / "run.json")]
+    assert evaluate.main(argv) == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and str(tmp_path / "run.json") in said and "No space" in said
+    assert (tmp_path / "run.json").read_bytes() == b"older"
+    assert sorted(os.listdir(str(tmp_path))) == ["p.tsv", "run.json"]
+    assert not removed, "the same command must find the training that it paid for"
+
+
 @pytest.mark.parametrize("path", ["", "none/run.json", ".", "p.tsv"])
 def test_a_record_that_could_not_be_written(path, filimdb, spy, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(str(tmp_path))
