@@ -424,9 +424,10 @@ def table_of(pages, run, recipe):
     lines = [what_it_can_show(run) + f" Not run yet: notebooks {missing}." * bool(missing)]
     if recipe and recipe["unseen"]:
         row = recipe["unseen"][-1]
-        lines[0] += (f" The recipe, trained on all of train, gets {percent(row)} of the "
-                     f"{row['n']:,} dev reviews right that neither its choice nor its training "
-                     f"saw; naive Bayes {row['naive_bayes']:.1f} %.")
+        lines[0] += (f" The recipe, trained on all of train, gets {row['accuracy']:.1f} % (95 % "
+                     f"interval {row['low']:.1f} to {row['high']:.1f}) of the {row['n']:,} dev "
+                     f"reviews right that neither its choice nor its training saw; naive Bayes "
+                     f"{row['naive_bayes']:.1f} %.")
     return "\n".join([*lines, "", *points_table(pages), "",
                       f"All answers ({counted(pages)}), the recipe, published figures: "
                       "[results/reference](results/reference/README.md)."]) + "\n"
