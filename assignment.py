@@ -13,7 +13,7 @@ POINTS = {
     "4c": "memory, batch size, accumulation",
     "R1": "first or last k words", "R2": "masked-LM pretraining", "R3": "Adam or AdamW",
     "R4": "gradient clipping", "R5": "weight decay, dropout, attention dropout"}
-VERDICTS = {True: "as expected", False: "not as expected", None: "open"}
+VERDICTS = "supported", "contradicted", "undecided", ""  # of what was expected; "": nothing was
 ACCURACY = re.compile(r"(\d+\.\d)(?: ± \d+\.\d)? % \(\d+ seeds?\b[^)]*\)")  # as studies.show does
 
 
@@ -48,11 +48,12 @@ def table_by_point(answers, named):
             for place, row in found or [(0, {})] * (point in points):
                 number, question = split_question(row.get("question", ""))
                 rows.append({"point": point, "title": title, "notebook": notebook, "place": place,
-                             "number": number, "question": question, "holds": row.get("holds"),
+                             "number": number, "question": question,
+                             "verdict": row.get("verdict", ""),
                              "answer": first_sentence(row.get("answer", ""))})
         if len(rows) == before:
             rows.append({"point": point, "title": title, "notebook": "", "place": 0, "number": "",
-                         "question": "", "holds": None, "answer": ""})
+                         "question": "", "verdict": "", "answer": ""})
     return rows
 
 

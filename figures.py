@@ -22,12 +22,22 @@ import textwrap
 
 import numpy as np
 
+import effects
 import files
 import runtime
 from assignment import POINTS
 from files import InputError
 from runtime import VERSIONS
-from studies import counted, cut_shares, device_name, rows_of, series, spread, values_of
+from studies import (
+    counted,
+    cut_shares,
+    device_name,
+    rows_of,
+    series,
+    show_html,
+    spread,
+    values_of,
+)
 
 # ---- one look -----------------------------------------------------------------------------------
 
@@ -121,6 +131,25 @@ def plot_arms(axes, xs, arms, colours, floors=None):
         axes.plot(xs, [100 * value for value in values], "--", color=GREY, linewidth=1.2, **mark)
         ends[name] = 100 * values[-1], GREY
     label_ends(axes, ends)
+
+
+def plot_arm(axes, trials, key, colour, xs=None, count_failed=False):
+    """Plot dev accuracy over the values of a key: means with 95 % intervals, faint single seeds.
+
+    trials: a table of trials that differ in nothing else but the seed. xs: places of the values in
+    their order, without them the values themselves. Return where the line ends, for `label_ends`.
+    """
+    table = effects.accuracies(trials, key, count_failed)
+    places = dict(zip(table[key], table[key] if xs is None else xs))
+    sound = trials[(trials["failed"] == "") | (count_failed & (trials["correct"] != ""))]
+    axes.plot([places[value] for value in sound[key]], 100 * sound["dev_accuracy"], "o",
+              color=colour, alpha=0.35, markersize=6, markeredgewidth=0)
+    at = [places[value] for value in table[key]]
+    heights = [table["accuracy"] - table["low"], table["high"] - table["accuracy"]]
+    axes.errorbar(at, table["accuracy"], yerr=heights, fmt="o-", color=colour, markersize=4,
+                  capsize=3, elinewidth=1.2)
+    known = table["accuracy"].dropna()
+    return known.iloc[-1] if len(known) else math.nan
 
 
 # ---- the set-up and the vectors (notebooks 01, 02) ----------------------------------------------
@@ -438,7 +467,7 @@ def as_sentence(text):
     return text[:1].upper() + text[1:]
 
 
-def save_figure(figure, name, finding, out_dir, data=None):
+def save_figure(figure, name, finding, out_dir, data=None, alt=""):
     """Save OUT/figures/NAME.png (and .csv), and show it with its finding as caption and alt text.
 
     data: a list of dicts with what the figure shows.
@@ -455,19 +484,21 @@ def save_figure(figure, name, finding, out_dir, data=None):
     if data:
         files.save_table(os.path.join(folder, name + ".csv"), data)
     text = html.escape(as_sentence(finding))
-    show_html(f'<figure><img alt="{text}" src="data:image/png;base64,'
+    seen = html.escape(as_sentence(alt or finding))
+    show_html(f'<figure><img alt="{seen}" src="data:image/png;base64,'
               f'{base64.b64encode(picture.getvalue()).decode()}" style="max-width:100%">'
               f"<figcaption>{text}</figcaption></figure>")
 
 
-def show_html(text, plain="", **metadata):
-    """Show HTML in a notebook, plain text where it is printed; do nothing elsewhere.
+def save(figure, study, name, caption, alt="", data=None):
+    """Save a page's figure as OUT/figures/NAME.png (and .csv), and show it with its caption.
 
-    metadata: kept with the output in the notebook's file; a page reads the answers from there.
+    caption: what it means; alt: what is seen, for who cannot see it (without it the caption).
+    data: a DataFrame, or a list of dicts, with what the figure shows.
     """
-    if "IPython" in sys.modules:
-        from IPython.display import display
-        display({"text/html": text, "text/plain": plain}, raw=True, metadata=metadata)
+    if data is not None and not isinstance(data, list):
+        data = data.to_dict("records")
+    save_figure(figure, name, caption, study.out_dir, data, alt)
 
 
 def show_table(rows, columns=None):
@@ -530,7 +561,8 @@ class Answers:
             raise InputError(f"point {point!r} is not in the assignment; use one of "
                              f"{', '.join(POINTS)}")
         row = {"question": question, "answer": as_sentence(answer), "figure": figure,
-               "holds": holds, "point": point}
+               "verdict": {True: "supported", False: "contradicted", None: ""}[holds],
+               "point": point}
         self.rows.append(row)
         files.save_json(os.path.join(self.out_dir, "answers", self.name + ".json"), self.rows)
         claim = {True: "As expected.", False: "NOT as expected.", None: ""}[holds]
@@ -542,7 +574,7 @@ class Answers:
     def table(self):
         """Show all answers in one table, with what the profile is good for."""
         show_table([{"question": r["question"], "answer": r["answer"], "figure": r["figure"],
-                     "as expected": {True: "yes", False: "no", None: ""}[r["holds"]]}
+                     "verdict": r["verdict"]}
                     for r in self.rows])
         if self.profile == "sample":
             print("Profile sample: synthetic reviews and a tiny BERT; indicative only.")

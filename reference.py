@@ -12,6 +12,7 @@ failed is refused; pages that were not run yet are named as missing.
 Exit code: 0 done, 2 wrong use, nothing to keep or a full disk; with --recipe that of evaluate.py.
 """
 import argparse
+import collections
 import gzip
 import json
 import os
@@ -25,12 +26,14 @@ import yaml
 import effects
 import evaluate
 import helpers
-from assignment import VERDICTS, points_named, table_by_point
+from assignment import points_named, table_by_point
 from files import HERE, InputError, open_atomically, save_json
 from runtime import VERSIONS
 
 REFERENCE = os.path.join(HERE, "results", "reference")
 LONGEST = 120  # characters of an answer in README's table; two thirds where there are several
+# Pages made before answers had verdicts say only whether what was expected held.
+OLDER = {True: "as expected", False: "not as expected", None: "open"}
 BEGIN, END = "<!-- reference: begin -->\n", "<!-- reference: end -->\n"
 
 
@@ -344,8 +347,10 @@ def read_reference():
         recipe = read_json(kept)
     with zipfile.ZipFile(os.path.join(REFERENCE, "trials.zip")) as bundle:
         trials = [json.loads(bundle.read(name)) for name in bundle.namelist()]
-    return ({name: read_json(REFERENCE, name + ".json") for name in names},
-            read_json(REFERENCE, "run.json"), recipe, effects.as_table(trials))
+    pages = {name: read_json(REFERENCE, name + ".json") for name in names}
+    for row in (row for page in pages.values() for row in page["answers"]):
+        row.setdefault("verdict", OLDER[row.get("holds")])
+    return (pages, read_json(REFERENCE, "run.json"), recipe, effects.as_table(trials))
 
 
 def thinned(parameters):
@@ -386,7 +391,7 @@ def points_table(pages):
         limit, several = (LONGEST, "") if len(rows) < 2 else (LONGEST * 2 // 3, "{question} ")
         said = " ".join(several.format(**row) + shortened(row["answer"], limit)
                         for row in answered)
-        outcomes = dict.fromkeys(VERDICTS[row["holds"]] for row in answered)
+        outcomes = dict.fromkeys(row["verdict"] for row in answered if row["verdict"])
         where = dict.fromkeys(f"[{listed(filter(None, (row['notebook'][:2], row['number'])))}]"
                               f"(notebooks/{row['notebook']}.ipynb)" for row in rows
                               if row["notebook"])
@@ -396,9 +401,10 @@ def points_table(pages):
 
 
 def counted(pages):
-    """Return how many answers have which outcome, as text."""
-    outcomes = [VERDICTS[row["holds"]] for page in pages.values() for row in page["answers"]]
-    return listed(f"{outcomes.count(word)} {word}" for word in VERDICTS.values())
+    """Return how many answers have which outcome, as text; without one: expected was nothing."""
+    outcomes = collections.Counter(row["verdict"] or "without expectation"
+                                   for page in pages.values() for row in page["answers"])
+    return listed(f"{number} {word}" for word, number in outcomes.most_common())
 
 
 def what_it_can_show(run):
@@ -449,7 +455,7 @@ def page_of(pages, run, recipe, trials):
     for name, page in pages.items():
         lines += ["", f"### [{name}](../../notebooks/{name}.ipynb)", "",
                   "| question | answer | outcome | point |", "|---|---|---|---|",
-                  *(table_row(row["question"], row["answer"], VERDICTS[row["holds"]], row["point"])
+                  *(table_row(row["question"], row["answer"], row["verdict"], row["point"])
                     for row in page["answers"])]
     lines += recipe_text(recipe, pages, trials, run) if recipe else []
     return "\n".join(lines + published_figures(pages, run, recipe, trials)) + "\n"

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import glob
+import html
 import importlib
 import json
 import math
@@ -23,6 +24,7 @@ import unicodedata
 from collections import Counter, namedtuple
 
 import numpy as np
+import pandas as pd
 import torch
 
 import checkpoints
@@ -30,6 +32,7 @@ import effects
 import files
 import helpers
 import runtime
+from assignment import POINTS, VERDICTS
 from files import InputError, try_lock
 from helpers import RESULTS_VERSION, Diverged
 from runtime import VERSIONS
@@ -46,6 +49,181 @@ def check_lists(**values):
         if not isinstance(value, list):
             raise InputError(f"{name}={value!r}: must be a list; papermill reads one with -y "
                              f"'{name}: [...]' or with -f FILE.yml, not with -p")
+
+
+# ---- a page: its run, its trials, its answers ---------------------------------------------------
+
+class Study:
+    """What a page works with: its reviews, settings, trials, baselines and answers.
+
+        study = Study("07_gradient_clipping", profile, data_dir, model, out_dir, n_train, n_dev,
+                      seeds=seeds, seq_len=96, epochs=2, lr=1e-3)
+        study                                                  # a box that says which run this is
+        trials = study.run("thresholds", clip_norm=[0.0, 1.0])  # a DataFrame, a row a trial
+        study.answer("R4", "Does clipping help?", compare(trials, "clip_norm", 0.0), "equivalent")
+
+    profile to n_dev are a notebook's parameters of these names; settings: fields of Config that
+    all trials of the page share. Raises InputError where a parameter cannot be used.
+    """
+
+    def __init__(self, name, profile, data_dir, model, out_dir, n_train=0, n_dev=0, seeds=(0,),
+                 **settings):
+        check_parameters(n_train=n_train, n_dev=n_dev, seeds=seeds)
+        self.name = name
+        self.profile = profile
+        self.data_dir = data_dir
+        self.model = model
+        self.out_dir = from_root(os.path.expanduser(out_dir))
+        self.seeds = list(seeds)
+        self.settings = dict({"model": model, "keep": "tail"}, **settings)
+        self.config()  # refuses what no trial could be run with
+        self.data = helpers.load_filimdb(data_dir)
+        self.train = helpers.subset(self.data["train"], n_train)
+        self.dev = helpers.subset(self.data["dev"], n_dev)
+        self.margin = effects.MARGINS.get(profile, effects.MARGINS["small"])
+        self.answers = []
+        self._baselines = {}
+
+    def run(self, what, train=None, dev=None, seeds=None, **settings):
+        """Run trials and return them as a table (effects.as_table), a row a trial.
+
+        settings: a list is an axis, whose values are combined with those of all other axes and
+        with the seeds; any other value is fixed. A finished trial comes from the store.
+        """
+        axes = {key: value for key, value in settings.items() if isinstance(value, list)}
+        fixed = dict(self.settings, **{key: settings[key] for key in settings if key not in axes})
+        points = product(self.seeds if seeds is None else seeds, **axes)
+        return self.run_all(what, [dict(fixed, **point) for point in points], train, dev)
+
+    def run_all(self, what, points, train=None, dev=None):
+        """Run the trials of a list of settings (dicts) and return them as a table.
+
+        With FILIMDB_STORED in the environment (report.py --stored) nothing is trained: the table
+        holds the trials that the store has, and a line says how many it lacks.
+        """
+        run = stored_trials if os.environ.get("FILIMDB_STORED") else run_trials
+        rows = run([dict(self.settings, **point) for point in points], train or self.train,
+                   dev or self.dev, os.path.join(self.out_dir, "trials"), what)
+        return effects.as_table(rows)
+
+    def config(self, **settings):
+        """Return the page's settings as a Config."""
+        return helpers.make_config(**dict(self.settings, **settings))
+
+    def compare(self, trials, key, base, by=None, **options):
+        """Return the Effects of each value of a key against the base's: effects.compare."""
+        return effects.compare(trials, key, base, by, margin=self.margin, **options)
+
+    def baselines(self, **settings):
+        """Return {name: "0110..." on dev} of what BERT has to beat, on the very words it reads.
+
+        settings: of the trials that they are compared with (seq_len, keep, words), else as here.
+        """
+        config = self.config(**settings)
+        key = config.seq_len, config.keep, config.words
+        if key not in self._baselines:
+            _, tokenizer = helpers.load_bert(config.model)
+            read, unseen = (helpers.texts_as_read(part.texts, tokenizer, config)
+                            for part in (self.train, self.dev))
+            most = Counter(self.train.labels).most_common(1)[0][0]
+            guesses = {"commonest label": [most] * len(unseen),
+                       "naive Bayes": helpers.naive_bayes(read, self.train.labels, unseen),
+                       "TF-IDF": helpers.tfidf_regression(read, self.train.labels, unseen)}
+            self._baselines[key] = {name: right_guesses(labels, self.dev.labels)
+                                    for name, labels in guesses.items()}
+        return self._baselines[key]
+
+    def answer(self, point, question, answer, expected="", verdict="", figure=""):
+        """Show an answer in its box and keep it with the page, where the index finds it.
+
+        point: of the assignment (assignment.POINTS), or "". answer: a text, or Effects, whose own
+        words are taken. expected: better, worse, different or equivalent, from which the verdict
+        on the Effects follows; of a text the verdict is given: one of VERDICTS, or a bool.
+        """
+        if point and point not in POINTS:
+            raise InputError(f"point {point!r} is not in the assignment; use one of "
+                             f"{', '.join(POINTS)}")
+        if not isinstance(answer, str):
+            compared = [answer] if isinstance(answer, effects.Effect) else list(answer)
+            answer = " ".join(effect.text for effect in compared)
+            verdict = verdict or (effects.judge(compared, expected) if expected else "")
+        if isinstance(verdict, (bool, np.bool_)):
+            verdict = "supported" if verdict else "contradicted"
+        if verdict not in VERDICTS:
+            raise InputError(f"verdict={verdict!r}: must be one of {', '.join(VERDICTS[:3])}")
+        row = {"question": question, "answer": answer[:1].upper() + answer[1:], "figure": figure,
+               "verdict": verdict, "point": point}
+        self.answers.append(row)
+        said = f"Expected {expected or 'as said above'}: {verdict}." if verdict else ""
+        asked = f" <small>(assignment: {point})</small>" if point else ""
+        show_html(f'<p class="answer"><strong>{html.escape(question)}</strong> '
+                  f'{html.escape(row["answer"])} <em>{html.escape(said)}</em>{asked}</p>',
+                  f'{question} {row["answer"]} {said}', answer=row)
+
+    def summary(self):
+        """Return all answers as a table to show."""
+        return pd.DataFrame(self.answers, columns=["question", "answer", "verdict"])
+
+    @property
+    def sample_size(self):
+        """Return seeds and reviews in words: "5 seeds, 2,000 reviews"."""
+        return (f"{effects.number_of(len(self.seeds), 'seed')}, "
+                f"{effects.number_of(len(self.dev.texts), 'review')}")
+
+    def facts(self):
+        """Return what is known of the run before any trial, {name: value in words}."""
+        device = runtime.pick_device()
+        smallest = effects.smallest_visible(len(self.seeds), len(self.dev.texts))
+        of_what = "" if len(self.seeds) > 1 else ", of two models, not of two methods"
+        return {
+            "profile": self.profile + (": synthetic reviews and a tiny BERT; findings are "
+                                       "indicative only" if self.profile == "sample" else ""),
+            "model": self.model, "data": self.data_dir,
+            "reviews": f"{len(self.train.texts):,} for training, {len(self.dev.texts):,} of dev",
+            "seeds": ", ".join(map(str, self.seeds)),
+            "smallest difference to be seen": f"about {smallest:.1f} points{of_what}",
+            "equivalent": f"within {self.margin:g} points",
+            "device": device_name(device),
+            "versions": ", ".join(f"{name} {version}" for name, version in VERSIONS.items())}
+
+    def __repr__(self):
+        return "\n".join(f"{name}: {value}" for name, value in self.facts().items())
+
+    def _repr_html_(self):
+        rows = "".join(f"<tr><th scope=row>{html.escape(name)}</th><td>{html.escape(value)}</td>"
+                       for name, value in self.facts().items())
+        return f'<table class="facts">{rows}</table>'
+
+
+def histories(trials, *keys):
+    """Return the trials' histories as one table: a row a recorded step, with these keys and seed.
+
+    Columns beside them: step, epoch, lr, loss, grad_norm (before clipping), targets, seconds, and
+    at some steps dev_loss, dev_accuracy, train_loss, train_accuracy.
+    """
+    rows = [dict(point, **{key: row[key] for key in (*keys, "seed")})
+            for row in trials.to_dict("records") for point in row["history"]]
+    return pd.DataFrame(rows)
+
+
+def check_parameters(n_train=0, n_dev=0, seeds=(0,)):
+    """Refuse a notebook's numbers of reviews and its seeds where they cannot be used."""
+    for name, value in (("n_train", n_train), ("n_dev", n_dev)):
+        if type(value) is not int or value < 0:
+            raise InputError(f"{name}={value!r}: must be a number of reviews; 0 takes all")
+    check_lists(seeds=list(seeds) if isinstance(seeds, tuple) else seeds)
+    if not seeds or any(type(seed) is not int or seed < 0 for seed in seeds):
+        raise InputError(f"seeds={seeds!r}: must be one or more whole numbers, 0 or more")
+
+
+def show_html(text, plain="", **metadata):
+    """Show HTML in a notebook, plain text where it is printed; do nothing elsewhere.
+
+    metadata: kept with the output in the notebook's file; a page reads the answers from there.
+    """
+    if "IPython" in sys.modules:
+        from IPython.display import display
+        display({"text/html": text, "text/plain": plain}, raw=True, metadata=metadata)
 
 
 # ---- trials ------------------------------------------------------------------------------------
@@ -115,6 +293,17 @@ def run_trials(grid, train_part, dev_part, store, what="trials", scheduler=""):
     rows = run_on_cluster(jobs, scheduler) if scheduler else run_here(jobs, what)
     tell_broken(grid, rows, what)
     return rows
+
+
+def stored_trials(grid, train_part, dev_part, store, what="trials"):
+    """Return the rows of the trials of a grid that the store has; say how many it lacks."""
+    names = (trial_key(helpers.make_config(**overrides), train_part, dev_part)
+             for overrides in grid)
+    rows = [read_row(os.path.join(store, name + ".json")) for name in names]
+    if None in rows:
+        files.say(f"{what}: {rows.count(None)} of {len(rows)} trials are not in the store and "
+                  f"were not run; what follows is of the others")
+    return [row for row in rows if row is not None]
 
 
 def run_here(jobs, what):

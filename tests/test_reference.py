@@ -44,8 +44,8 @@ def finished(tmp_path, monkeypatch):
     files.save_json(str(out / "status.json"), {name: {
         "status": "ok", "seconds": 90, "profile": "mine", "reason": "", "parameters": {},
         "answers": [{"question": f"Q1. What of {name}?", "answer": "80.0 ± 1.0 % | n. More.",
-                     "holds": name == "01_one", "figure": "f", "point": point},
-                    {"question": "Q2. Else?", "answer": "81.5 % (1 seed)", "holds": None,
+                     "verdict": "supported" if name == "01_one" else "contradicted", "figure": "f", "point": point},
+                    {"question": "Q2. Else?", "answer": "81.5 % (1 seed)", "verdict": "",
                      "figure": "", "point": ""}]} for name, point in zip(NAMES, ("1", "4a"))})
     for name in ["index", *NAMES]:
         (out / (name + ".html")).write_text("<p>" + name)
@@ -68,15 +68,15 @@ def test_a_run_is_kept(finished):
     assert "old" not in text
     assert ("2 trials of a small BERT on 7 training and 5 dev reviews, 1 seed, took 2 minutes on cpu: "
             "they tell two models apart") in text and "decide nothing about methods" in text
-    assert ("| **1** environment | 80.0 ± 1.0 % \\| n. | as expected | "
+    assert ("| **1** environment | 80.0 ± 1.0 % \\| n. | supported | "
             "[01, Q1](notebooks/01_one.ipynb) |") in text
-    assert "80.0 ± 1.0 % \\| n. | not as expected | [02, Q1]" in text
+    assert "80.0 ± 1.0 % \\| n. | contradicted | [02, Q1]" in text
     assert "| **R5** weight decay, dropout, attention dropout | not run yet |  |  |" in text
-    assert "All answers (1 as expected, 1 not as expected, 2 open)" in text
+    assert "All answers (2 without expectation, 1 supported, 1 contradicted)" in text
     assert text.count("\n| **") == len(assignment.POINTS), "one line a point"
     page = (root / "results" / "README.md").read_text(encoding="utf-8")
-    assert "| Q1. What of 02_two? | 80.0 ± 1.0 % \\| n. More. | not as expected | 4a |" in page
-    assert "| Q2. Else? | 81.5 % (1 seed) | open |  |" in page
+    assert "| Q1. What of 02_two? | 80.0 ± 1.0 % \\| n. More. | contradicted | 4a |" in page
+    assert "| Q2. Else? | 81.5 % (1 seed) |  |  |" in page
     assert "Thinned, against profile full: seeds 1 of 3." in page  # sizes are all, ks not its own
     assert "## Beside published figures" in page and "## The recipe" not in page
     assert (root / "figures" / "f.png").read_bytes() == b"\x89PNG"

@@ -79,7 +79,7 @@ def test_parameters_reach_only_the_notebooks_that_declare_them(gallery):
 def test_everything_lies_under_out(gallery):
     folder, out, _, _ = gallery
     assert {p.name for p in folder.iterdir()} <= {
-        "report.py", "parameters.py", "pages.py", "report.html.j2", "assignment.py", "notebooks",
+        "report.py", "parameters.py", "pages.py", "report.html.j2", "assignment.py", "files.py", "notebooks",
         "profiles", "build",
         "said", "user", "__pycache__"}
     assert len(list((folder / "notebooks").iterdir())) == 6

@@ -18,6 +18,7 @@ from transformers import BertForSequenceClassification, BertTokenizer
 import checkpoints
 import evaluate
 import files
+import handin
 import helpers
 import runtime
 from files import InputError
@@ -262,7 +263,7 @@ def test_torch_save_and_load(params, tmp_path):
 
 def test_a_copy_of_the_module_pickles_too(params, tmp_path, tiny_bert):
     """Handed in as classifier.py it registers its attention under its own name."""
-    shutil.copy(str(conftest.ROOT / "helpers.py"), str(tmp_path / "classifier.py"))
+    (tmp_path / "classifier.py").write_text(handin.join(conftest.ROOT), encoding="utf-8")
     make = ("import classifier, pickle, sys\nfrom conftest import made_up_reviews\n"
             "texts, labels = made_up_reviews(12)\n"
             "params = classifier.train(texts, labels, model=sys.argv[1], seq_len=12, epochs=1)\n"

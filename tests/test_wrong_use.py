@@ -43,6 +43,11 @@ MANY = {  # name: a call with something that is not many texts, given params and
     "bayes texts": lambda one, params, bert: helpers.naive_bayes(one, LABELS, TEXTS),
     "bayes labels": lambda one, params, bert: helpers.naive_bayes(TEXTS, one, TEXTS),
     "bayes unseen": lambda one, params, bert: helpers.naive_bayes(TEXTS, LABELS, one),
+    "tfidf texts": lambda one, params, bert: helpers.tfidf_regression(one, LABELS, TEXTS),
+    "as read": lambda one, params, bert: helpers.texts_as_read(one, params["tokenizer"],
+                                                               params["config"]),
+    "frozen features": lambda one, params, bert: helpers.frozen_features(
+        one, params["model"], params["tokenizer"], params["config"]),
     "accuracy": lambda one, params, bert: helpers.accuracy(one, one),
     "majority": lambda one, params, bert: helpers.majority_accuracy(one, LABELS),
     "tokenize_all": lambda one, params, bert: helpers.tokenize_all(one, params["tokenizer"]),
