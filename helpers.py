@@ -90,10 +90,10 @@ class Config:
     accumulation: int = 4      # least number of micro-batches they are split into [A]
     epochs: int = 3            # passes over the texts; at most 4 in [S], 2-4 in [D]
     lr: float = 2e-5           # peak learning rate [S], figure 3
-    optimizer: str = "adam"    # adam [A] (weight_decay is then L2 in the gradient) or adamw
+    optimizer: str = "adam"    # adam [A]: weight_decay is L2 in the gradient; adamw: decoupled
     weight_decay: float = 0.0  # on matrices only, not on biases and LayerNorm [A]; 0.01 in [D]
     warmup: float = 0.1        # share of all optimizer steps [S, D]
-    decay: str = "linear"      # after warm-up: linear (to 0) or none [D]
+    decay: str = "linear"      # of the learning rate after warm-up; linear: to 0 [D]
     clip_norm: float = 1.0     # largest L2 norm of the whole gradient; 0 = no clipping [D's code]
     dropout: float = 0.1       # on embeddings, layer outputs and the classifier's input [D]
     attention_dropout: float = 0.1  # on attention weights [D]

@@ -198,6 +198,106 @@ def test_which_model(argv, environment, model, filimdb, spy, tmp_path, monkeypat
     assert bool(tuned) == (model == "data/sample/bert"), "the sample's settings are the tiny BERT's"
 
 
+# ---- --json and --help -------------------------------------------------------------------------
+
+def test_a_record_of_the_run_is_kept(filimdb, tiny_bert, tmp_path):
+    out, record = tmp_path / "p.tsv", tmp_path / "run.json"
+    run("--data", str(filimdb), "--model", tiny_bert, "--out", str(out), "--json", str(record),
+        *options(keep="tail"))
+    kept = json.loads(record.read_text(encoding="utf-8"))
+    assert sorted(os.listdir(str(tmp_path))) == ["p.tsv", "run.json"]
+    assert list(kept["parts"]) == sorted(LABELLED)
+    data = helpers.load_filimdb(str(filimdb))
+    for part, row in kept["parts"].items():
+        gold = read_labels(filimdb, part)
+        assert row["n"] == len(gold)
+        assert row["accuracy"] == helpers.accuracy(gold, predictions(out)[part])
+        assert set(row["baselines"]) == (
+            set() if part == "train" else {"naive Bayes", "majority class"})
+        assert row["stand_in_train"] == sum(
+            text in data["train"].texts for text in data[part].texts)
+    assert kept["parts"]["train"]["stand_in_train"] == SIZES["train"]
+    assert set(kept["minutes"]) == {"pretraining", "training", "classification"}
+    assert all(0 < minutes < 5 for minutes in kept["minutes"].values())
+    assert kept["settings"] == helpers.settings(helpers.make_config(**dict(SMALL, keep="tail")))
+    assert kept["pretraining"]["parts"] == ["train", "train_unlabeled"]
+    assert kept["pretraining"]["config"]["lr"] == SMALL["lr"]
+    assert kept["seen"] == "pretrained on train, train_unlabeled" and kept["device"] == "cpu"
+    assert (kept["data"], kept["model"]) == (str(filimdb), tiny_bert)
+    assert set(kept["versions"]) == {"python", "torch", "transformers"}
+
+
+def test_a_record_of_a_loaded_classifier(filimdb, tiny_bert, tmp_path):
+    folder, record = str(tmp_path / "c"), tmp_path / "run.json"
+    run("--data", str(filimdb), "--model", tiny_bert, "--no-pretrain", "--save", folder, "--out",
+        str(tmp_path / "p.tsv"), *options())
+    run("--data", str(filimdb), "--load", folder, "--out", str(tmp_path / "p.tsv"), "--set",
+        "keep=head", "--json", str(record))
+    kept = json.loads(record.read_text(encoding="utf-8"))
+    assert list(kept["minutes"]) == ["classification"] and kept["pretraining"] == {}
+    assert (kept["settings"]["keep"], kept["load"]) == ("head", folder)
+
+
+def test_an_older_record_stays_when_the_disk_is_full(filimdb, spy, tmp_path, monkeypatch, capsys):
+    calls, fsync, removed = [], os.fsync, []
+
+    def full(handle):
+        calls.append(handle)
+        if len(calls) > 1:  # the predictions still fitted
+            raise OSError(28, "No space left on device")
+        fsync(handle)
+
+    monkeypatch.setattr(os, "fsync", full)
+    monkeypatch.setattr(evaluate, "record_of", lambda *args: {})
+    monkeypatch.setattr(evaluate.files, "remove_if_there", removed.append)
+    (tmp_path / "run.json").write_bytes(b"older")
+    argv = ["--data", str(filimdb), "--out", str(tmp_path / "p.tsv"), "--json",
+            str(tmp_path / "run.json")]
+    assert evaluate.main(argv) == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and str(tmp_path / "run.json") in said and "No space" in said
+    assert (tmp_path / "run.json").read_bytes() == b"older"
+    assert sorted(os.listdir(str(tmp_path))) == ["p.tsv", "run.json"]
+    assert not removed, "the same command must find the training that it paid for"
+
+
+@pytest.mark.parametrize("path", ["", "none/run.json", ".", "p.tsv"])
+def test_a_record_that_could_not_be_written(path, filimdb, spy, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(str(tmp_path))
+    assert evaluate.main(["--data", str(filimdb), "--out", "p.tsv", "--json", path]) == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and f"--json {path}: " in said and not spy.calls
+    assert os.listdir(str(tmp_path)) == []
+
+
+def help_text(capsys):
+    """Return what --help prints."""
+    with pytest.raises(SystemExit) as end:
+        evaluate.main(["--help"])
+    assert end.value.code == 0
+    return capsys.readouterr().out
+
+
+def test_help_lists_every_key(capsys):
+    said, config = help_text(capsys), vars(helpers.Config())
+    assert set(evaluate.meanings()) == set(config), "a field of Config without its comment"
+    words = " ".join(said.split())
+    for key, value in config.items():
+        assert f"\n  {key}={value}" in said
+        rule = "True or False" if value is False else helpers.rule_of(key)[0]
+        assert f"{evaluate.meanings()[key]}; must be {rule}" in words
+    for key, value in helpers.MLM_DEFAULTS.items():
+        assert (f"pretrain.{key}={value}\n" in said) == (value != config[key])
+    assert "[S] Sun et al. 2019" in words and "Exit code: 0 done, 2 wrong use" in words
+    assert "python evaluate.py --data data/FILIMDB --set max_minutes=30" in said
+    assert max(map(len, said.split("\n"))) <= 99
+
+
+def test_help_names_an_optimizer_that_was_added(capsys, monkeypatch):
+    monkeypatch.setitem(helpers.OPTIMIZERS, "sgd", torch.optim.SGD)
+    assert "must be adam, adamw or sgd" in " ".join(help_text(capsys).split())
+
+
 # ---- older predictions are safe ----------------------------------------------------------------
 
 FAULTS = {"diverged": ("train", helpers.Diverged("loss nan"), 2),
