@@ -306,7 +306,7 @@ def write_page(folder, version):
 
 
 def write_status(folder, version):
-    pages.write(folder / "status.json", json.dumps({"n": [version] * 3000}))
+    files.save_json(str(folder / "status.json"), {"n": [version] * 3000})
 
 
 WRITERS = {  # name: (write(folder, version 0 or 1), read(folder), whether one replaces another)

@@ -320,9 +320,9 @@ def test_every_question_has_its_answer(name, tiny_report):
     answered = {re.match(r"Q(\d+)\b", row["question"]).group(1) for row in rows}
     assert answered == set(questions(name)) and len(answered) > 0
     for row in rows:
-        assert set(row) == {"question", "answer", "figure", "holds", "point"}
+        assert set(row) == {"question", "answer", "figure", "verdict", "point"}
         assert re.search(r"\w{3}", row["answer"]) and "?" in row["question"]
-        assert row["holds"] in (True, False, None)
+        assert row["verdict"] in assignment.VERDICTS
         for word in ("nan", "NaN", "None", "inf points"):
             assert not re.search(rf"\b{word}\b", row["answer"]), row["answer"]
         if row["figure"]:
