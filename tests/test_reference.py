@@ -4,8 +4,8 @@ import json
 import os
 import zipfile
 
-import conftest  # first: it puts the root on the path
 import pytest
+from tools import ROOT, made_up_reviews
 
 import assignment
 import evaluate
@@ -175,7 +175,7 @@ def test_a_recipe_is_kept(finished, tiny_bert, tmp_path, monkeypatch):
     data = tmp_path / "data"
     data.mkdir()
     for seed, part in enumerate(helpers.PARTS):
-        texts, labels = conftest.made_up_reviews(12, seed=seed)
+        texts, labels = made_up_reviews(12, seed=seed)
         (data / (part + ".texts")).write_text("\n".join(texts) + "\n", encoding="utf-8")
         (data / (part + ".labels")).write_text("\n".join(labels) + "\n")
     preds = tmp_path / "preds.tsv"
@@ -218,10 +218,10 @@ def test_a_recipe_that_fails_is_not_kept(finished, tmp_path, capsys):
 
 @pytest.mark.slow
 @pytest.mark.skipif(not os.path.exists(os.path.join(reference.REFERENCE, "recipe.json")) or
-                    not os.path.exists(str(conftest.ROOT / "data" / "FILIMDB" / "dev.labels")),
+                    not os.path.exists(str(ROOT / "data" / "FILIMDB" / "dev.labels")),
                     reason="needs the kept recipe and the reviews of data/FILIMDB")
 def test_the_kept_predictions_have_the_accuracies_that_were_printed(capsys):
-    data = helpers.load_filimdb(str(conftest.ROOT / "data" / "FILIMDB"))
+    data = helpers.load_filimdb(str(ROOT / "data" / "FILIMDB"))
     with gzip.open(os.path.join(reference.REFERENCE, "preds.tsv.gz"), "rt") as file:
         predicted = dict(line.rstrip("\n").split("\t") for line in file)
     assert list(predicted) == [i for part in helpers.PARTS for i in data[part].ids]
@@ -236,7 +236,7 @@ def test_the_kept_predictions_have_the_accuracies_that_were_printed(capsys):
 
 @pytest.mark.skipif(not os.path.isdir(reference.REFERENCE), reason="no reference run is kept")
 def test_readme_says_what_the_reference_says():
-    kept, text = reference.read_reference(), (conftest.ROOT / "README.md").read_text(encoding="utf-8")
+    kept, text = reference.read_reference(), (ROOT / "README.md").read_text(encoding="utf-8")
     assert reference.fill_in(text, reference.table_of(*kept)) == text
     with open(os.path.join(reference.REFERENCE, "README.md"), encoding="utf-8") as file:
         assert file.read() == reference.all_answers(kept[0])
