@@ -1,7 +1,6 @@
 """assignment.py: answers in the order of the assignment's points, and the best that they state."""
 import math
 
-import conftest  # noqa: F401 - it puts the root on the path
 import pytest
 
 import assignment

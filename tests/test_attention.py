@@ -1,16 +1,15 @@
 """The attention for a CPU: dropout as PyTorch does it, and without dropout the library's own."""
-import conftest  # first: it puts helpers.py on the path
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import TODAY
+from tools import ROOT, TODAY
 
 import checkpoints
 import cpu
 import helpers
 
 pytestmark = pytest.mark.skipif(not TODAY, reason="transformers 2.1 keeps its own attention")
-SAMPLE = str(conftest.ROOT / "data" / "sample" / "bert")
+SAMPLE = str(ROOT / "data" / "sample" / "bert")
 
 
 def tensors(batch=3, heads=2, seq=40, size=8):

@@ -14,12 +14,20 @@ from collections import namedtuple
 from pathlib import Path
 
 import pytest
-import report_helpers
+import report_tools
 import torch
-from conftest import ROOT, SOAK, TODAY
-from test_evaluate import SIZES, options, write_filimdb
-from test_model import encoder_only, rewrite, weights_of
-from test_tokens import by_the_library
+from tools import (
+    ROOT,
+    SIZES,
+    SOAK,
+    TODAY,
+    by_the_library,
+    encoder_only,
+    options,
+    rewrite,
+    weights_of,
+    write_filimdb,
+)
 from transformers import BertConfig, BertForSequenceClassification, BertTokenizer
 
 import evaluate
@@ -498,7 +506,7 @@ REPORTS = {row.name: row for row in [
         (["--jobs", "0"], ["--jobs 0", "1 job or more"]), (["--jobs", "x"], ["--jobs", "'x'"]),
         (["--timeout", "-1"], ["--timeout -1", "0 minutes or more"]),
         (["--timeout", "nan"], ["--timeout nan", "0 minutes or more"])]),
-    Row("computed parameters", lambda place: report_helpers.write_notebook(
+    Row("computed parameters", lambda place: report_tools.write_notebook(
         place / "notebooks", "03_bad", "# Bad", 'lr = 1 / 3\nout_dir = ""'), [],
         ["03_bad.ipynb", "NAME = literal"]),
     Row("no notebook", write("notebooks/03_bad.ipynb", "{"), [], ["03_bad.ipynb"])]}
@@ -508,9 +516,9 @@ REPORTS = {row.name: row for row in [
 def project(tmp_path, monkeypatch):
     """A folder like the project's, which report.py takes for it; nothing may be run."""
     place = tmp_path / "project"
-    notebooks = report_helpers.make_project(place)
+    notebooks = report_tools.make_project(place)
     for name, source in PARAMETERS.items():
-        report_helpers.write_notebook(notebooks, name, "# Some", source)
+        report_tools.write_notebook(notebooks, name, "# Some", source)
     monkeypatch.setattr(parameters, "PROFILES", place / "profiles")
     monkeypatch.setattr(parameters, "ROOT", place)
     for name, value in {"NOTEBOOKS": notebooks, "ROOT": place, "execute": None}.items():

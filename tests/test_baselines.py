@@ -1,8 +1,8 @@
 """The baselines against independent ones, by hand, and on the same words as BERT."""
-import conftest
 import numpy as np
 import pytest
 import torch
+from tools import made_up_reviews
 
 import checkpoints
 import helpers
@@ -30,7 +30,7 @@ def test_naive_bayes_by_hand():
 def test_tfidf_regression_by_hand():
     """Against the formulas: smoothed idf, 1 + log tf, length 1; and against another optimizer."""
     from scipy.optimize import minimize
-    texts, labels = conftest.made_up_reviews(40)
+    texts, labels = made_up_reviews(40)
     terms = [text.split() + [" ".join(pair) for pair in zip(text.split(), text.split()[1:])]
              for text in texts]
     vocabulary = sorted({term for row in terms[:30] for term in row})

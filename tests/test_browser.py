@@ -5,7 +5,7 @@ from pathlib import Path
 from urllib.parse import unquote, urlparse
 
 import pytest
-import report_helpers as h
+import report_tools as h
 
 import pages
 

@@ -4,9 +4,8 @@ import subprocess
 import sys
 import time
 
-import conftest  # first: it puts helpers.py on the path
 import pytest
-from conftest import made_up_reviews
+from tools import ROOT, made_up_reviews
 
 import helpers
 from files import try_lock
@@ -63,7 +62,7 @@ def test_where_nothing_lies_nothing_is_said(cache, tiny_bert, capsys):
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no such locks")
 def test_what_a_running_process_holds_stays(cache, tiny_bert, capsys):
     held = leave(cache, "runs/held.checkpoint", 30)
-    code = (f"import sys; sys.path[:0] = [{str(conftest.ROOT)!r}]; import files\n"
+    code = (f"import sys; sys.path[:0] = [{str(ROOT)!r}]; import files\n"
             f"with files.try_lock({str(held)!r} + '.lock') as mine:\n"
             f"    print(mine, flush=True); sys.stdin.read()")
     with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE,

@@ -4,9 +4,8 @@ import signal
 import threading
 import time
 
-import conftest  # first: it puts helpers.py on the path
 import pytest
-from test_studies import DEV, TRAIN, core, names_in
+from tools import DEV, ROOT, TRAIN, core, names_in
 
 import studies
 from files import InputError
@@ -22,7 +21,7 @@ def cluster(request, monkeypatch, tmp_path):
     """Two workers of one thread, or as many of as many as the test's parameter says."""
     workers, threads = getattr(request, "param", (2, 1))
     monkeypatch.setenv("FILIMDB_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setenv("PYTHONPATH", str(conftest.ROOT))
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     with distributed.LocalCluster(n_workers=workers, threads_per_worker=threads, processes=True,
                                   dashboard_address=None) as made:

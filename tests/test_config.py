@@ -3,7 +3,7 @@ import dataclasses
 import math
 
 import pytest
-from conftest import TODAY
+from tools import TODAY
 
 import helpers
 from files import InputError

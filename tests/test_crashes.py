@@ -19,10 +19,9 @@ import tempfile
 import time
 
 import pytest
-import report_helpers as h
+import report_tools as h
 import torch
-from conftest import ROOT, SOAK, made_up_reviews
-from test_evaluate import options, write_filimdb
+from tools import ROOT, SOAK, core, made_up_reviews, options, write_filimdb
 
 import checkpoints
 import evaluate
@@ -649,13 +648,6 @@ def study(model, store):
     grid = [dict(model=model, seq_len=16, epochs=2, batch_size=4, accumulation=1, keep="head", **point)
             for point in studies.product([0, 1, 2], lr=[1e-3, 1e-2])]
     return studies.run_trials(grid, *parts, store)
-
-
-def core(row):
-    """Return a row without what no two runs share: times and memory."""
-    history = [{k: v for k, v in r.items() if k != "seconds"} for r in row["history"]]
-    return dict({k: v for k, v in row.items() if k not in ("seconds", "peak_memory", "checksum")},
-                history=history)
 
 
 def run_out_of_room(nth, work):

@@ -4,9 +4,9 @@ import pickle
 from collections import Counter
 
 import pytest
-from conftest import ROOT
 from hypothesis import given
 from hypothesis import strategies as st
+from tools import ROOT
 
 import files
 import helpers

@@ -1,6 +1,5 @@
 """figures.py: figures in one look, tables, answers that are kept as they come."""
 import csv
-import html.parser
 import inspect
 import json
 import math
@@ -13,31 +12,13 @@ from unittest import mock
 import numpy as np
 import pytest
 import torch
-from test_studies import row
+from tools import Page, row
 
 import cpu
 import figures
 import files
 import helpers
 import runtime
-
-
-class Tags(html.parser.HTMLParser):
-    """Collect tags with attributes, and text."""
-
-    def __init__(self, source):
-        super().__init__()
-        self.tags, self.text = [], []
-        self.feed(source)
-
-    def handle_starttag(self, tag, attrs):
-        """Keep a tag."""
-        self.tags.append((tag, dict(attrs)))
-
-    def handle_data(self, data):
-        """Keep a text."""
-        self.text.append(data)
-
 
 EVIL = 'A < B & "C" \'d\' <script>alert(1)</script> café ± 1'
 
@@ -62,10 +43,10 @@ def test_figures_are_saved_with_their_data_and_shown_with_their_finding(shown, t
     with open(str(tmp_path / "figures" / "one.csv"), encoding="utf-8", newline="") as file:
         assert list(csv.DictReader(file)) == [{"x": "1", "y": "0.5", "note": ""},
                                               {"x": "2", "y": "", "note": EVIL}]
-    page = Tags(shown[0])
-    assert [tag for tag, _ in page.tags] == ["figure", "img", "figcaption"]
-    assert page.tags[1][1]["alt"] == EVIL == "".join(page.text)
-    assert page.tags[1][1]["src"].startswith("data:image/png;base64,iVBORw0KGgo")
+    page = Page(shown[0])
+    assert page.tags == ["figure", "img", "figcaption"]
+    assert page.attributes[1]["alt"] == EVIL == page.text
+    assert page.attributes[1]["src"].startswith("data:image/png;base64,iVBORw0KGgo")
 
 
 def test_figures_have_one_look_and_leave_none_open():
@@ -214,13 +195,13 @@ def test_panels_of_one_scale():
 
 def test_tables_are_escaped(shown):
     figures.show_table([{"a<b": EVIL, "n": 1}, {"n": 2.5, "later": None}])
-    page = Tags(shown[0])
-    assert "script" not in [tag for tag, _ in page.tags]
-    text = [text for text in page.text if text.strip()]
+    page = Page(shown[0])
+    assert "script" not in page.tags
+    text = [text for text in page.texts if text.strip()]
     assert text == ["a<b", "n", "later", EVIL, "1", "2.5", "None"]
-    assert [tag for tag, _ in page.tags].count("td") == 6
+    assert page.tags.count("td") == 6
     figures.show_table([{"a": 1, "b": 2}], ["b"])
-    assert "".join(Tags(shown[1]).text) == "b2"
+    assert Page(shown[1]).text == "b2"
 
 
 def test_answers_are_kept_as_they_come(shown, tmp_path, capsys):
@@ -237,11 +218,11 @@ def test_answers_are_kept_as_they_come(shown, tmp_path, capsys):
     assert [r["point"] for r in kept] == ["3a", "", ""]
     assert ["assignment: 3a" in page for page in shown] == [True, False, False]
     assert [r["answer"] for r in kept[1:]] == ["No", "So"] and figures.as_sentence("") == ""
-    assert "script" not in [tag for page in shown for tag, _ in Tags(page).tags]
+    assert "script" not in [tag for page in shown for tag in Page(page).tags]
     assert ["As expected." in page for page in shown] == [True, False, False]
     assert ["NOT as expected." in page for page in shown] == [False, True, False]
     answers.table()
-    assert [text for text in Tags(shown[3]).text][4:8] == ["Q1. " + EVIL, EVIL, "lengths", "yes"]
+    assert Page(shown[3]).texts[4:8] == ["Q1. " + EVIL, EVIL, "lengths", "yes"]
     assert "indicative only" in capsys.readouterr().out
     figures.Answers("x", str(tmp_path), "full").table()
     assert "indicative" not in capsys.readouterr().out
@@ -288,12 +269,12 @@ def hostile(text="</pre><script>alert(1)</script> & ä"):
 def test_source_is_shown_whole_in_colour_and_without_scripts(shown_thing, displayed):
     figures.show_source(shown_thing)
     (data, _), = displayed
-    page, source = Tags(data["text/html"]), inspect.getsource(shown_thing)
-    assert page.tags[0] == ("details", {"open": None, "class": "source"})
-    assert {tag for tag, _ in page.tags} == {"details", "summary", "code", "pre", "span"}
-    assert all(set(attrs) <= {"style", "open", "class"} for _, attrs in page.tags)
-    assert [a for tag, a in page.tags if tag == "span" and "color: #" in a.get("style", "")]
-    text, name = "".join(page.text), f"{shown_thing.__module__}.{shown_thing.__qualname__}"
+    page, source = Page(data["text/html"]), inspect.getsource(shown_thing)
+    assert (page.tags[0], page.attributes[0]) == ("details", {"open": None, "class": "source"})
+    assert set(page.tags) == {"details", "summary", "code", "pre", "span"}
+    assert all(set(attrs) <= {"style", "open", "class"} for attrs in page.attributes)
+    assert [a for tag, a in zip(page.tags, page.attributes) if tag == "span" and "color: #" in a.get("style", "")]
+    text, name = page.text, f"{shown_thing.__module__}.{shown_thing.__qualname__}"
     source = textwrap.dedent(source).rstrip("\n")
     assert text.endswith(source) and text.startswith(name + ", ")
     file, line = os.path.basename(inspect.getsourcefile(shown_thing)), inspect.getsourcelines(shown_thing)[1]
@@ -309,9 +290,9 @@ def test_source_is_shown_around_a_line(displayed):
     source, first = inspect.getsourcelines(helpers.fit)
     at = next(i for i, line in enumerate(source) if "clip_grad_norm_" in line)
     assert lines[0] == f"helpers.fit, helpers.py, line {first + at - 2}"
-    page = Tags(displayed[0][0]["text/html"])
-    assert [tag for tag, _ in page.tags].count("mark") == 1
-    assert "".join(page.text).endswith("\n".join(lines[1:]))
+    page = Page(displayed[0][0]["text/html"])
+    assert page.tags.count("mark") == 1
+    assert page.text.endswith("\n".join(lines[1:]))
     assert displayed[1][0]["text/plain"].endswith("# marked")
     figures.show_source(helpers.load_bert, around="name = model", context=1)  # cuts its docstring
     assert ">or</span>" in displayed[2][0]["text/html"], "code behind a docstring is no string"

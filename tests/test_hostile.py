@@ -16,7 +16,7 @@ import urllib.request
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, TODAY, made_up_reviews
+from tools import ROOT, TODAY, made_up_reviews
 
 import checkpoints
 import files

@@ -134,6 +134,15 @@ def test_nobody_imports_tests_benchmarks_or_data():
         assert not roots(top | late) & outside, name
 
 
+def test_no_test_imports_another():
+    """What two tests share stands in tools.py and report_tools.py, fixtures in conftest.py."""
+    paths = sorted((ROOT / "tests").glob("*.py"))
+    tests = {path.stem for path in paths} - {"tools", "report_tools"}
+    for path in paths:
+        top, late = imports_of(code_of(path))
+        assert not roots(top | late) & tests, path.name
+
+
 @pytest.mark.parametrize("name", sorted(ARROWS))
 def test_no_module_serves_names_of_another(name):
     """Whatever a module takes from another it uses: there is no façade of re-exports."""

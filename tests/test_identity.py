@@ -15,9 +15,7 @@ import types
 
 import pytest
 import torch
-from conftest import TODAY, fill, made_up_reviews
-from test_model import rewrite, weights_of
-from test_studies import make_part
+from tools import TODAY, fill, made_up_reviews, make_part, rewrite, weights_of
 
 import checkpoints
 import files

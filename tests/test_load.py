@@ -11,7 +11,7 @@ import sys
 import time
 
 import pytest
-from conftest import ROOT, SOAK
+from tools import ROOT, SOAK
 
 import helpers
 import runtime

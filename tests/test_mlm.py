@@ -8,9 +8,9 @@ import types
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import fill, made_up_reviews
 from hypothesis import given
 from hypothesis import strategies as st
+from tools import fill, made_up_reviews
 
 import helpers
 import runtime

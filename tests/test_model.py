@@ -9,7 +9,7 @@ import shutil
 import pytest
 import torch
 import transformers
-from conftest import fill, make_tiny_bert
+from tools import encoder_only, fill, make_tiny_bert, rewrite, weights_of
 from transformers import BertConfig, BertForPreTraining, BertForSequenceClassification
 
 import checkpoints
@@ -24,22 +24,6 @@ from helpers import load_bert, pad
 def folder(tiny_bert, tmp_path):
     """A copy of the tiny BERT, to be spoilt."""
     return shutil.copytree(tiny_bert, str(tmp_path / "copy"))
-
-
-def weights_of(folder):
-    return torch.load(os.path.join(folder, "pytorch_model.bin"))
-
-
-def rewrite(folder, **change):
-    """Give the copy other weights, or other entries of config.json."""
-    state = change.pop("state", None)
-    if state is not None:
-        torch.save(state, os.path.join(folder, "pytorch_model.bin"), **runtime.LEGACY_FORMAT)
-    path = os.path.join(folder, "config.json")
-    with open(path) as file:
-        config = dict(json.load(file), **change)
-    files.save_json(path, config)
-    return folder
 
 
 # ---- what is loaded ----------------------------------------------------------------------------
@@ -129,11 +113,6 @@ def test_the_mlm_decoder_is_tied(tiny_bert, folder):
         assert model.cls.predictions.decoder.weight.data_ptr() == embeddings.data_ptr()
         assert torch.equal(embeddings, weights_of(tiny_bert)[
             "bert.embeddings.word_embeddings.weight"])
-
-
-def encoder_only(folder, *lacking):
-    return rewrite(folder, state={key: value for key, value in weights_of(folder).items()
-                                  if key.startswith("bert.") and not key.startswith(lacking or "-")})
 
 
 def test_a_checkpoint_without_mlm_head_gets_a_fresh_one(folder):

@@ -9,48 +9,26 @@ import sys
 import types
 from pathlib import Path
 
-import conftest
 import papermill
 import pytest
 import yaml
+from tools import (
+    PATH_LINES,
+    PATHS,
+    ROOT,
+    TINY,
+    parameter_lines,
+    parameters,
+    read_notebook,
+    sources,
+)
 
 import assignment
 import helpers
 
-ROOT = conftest.ROOT
-TINY = ROOT / "tests" / "tiny.yml"
-PATHS = {path.stem: path for path in sorted((ROOT / "notebooks").glob("*.ipynb"))}
 FIRST = {"profile": "sample", "data_dir": "data/sample", "model": "data/sample/bert",
          "out_dir": "build/sample"}
-PATH_LINES = """
-roots = [path for path in (Path.cwd(), *Path.cwd().parents) if (path / "helpers.py").exists()]
-assert roots, "started outside of the project: give papermill --cwd PROJECT/notebooks"
-sys.path.insert(0, str(roots[0]))
-"""
 each = pytest.mark.parametrize("name", sorted(PATHS))
-
-
-def read(name):
-    return json.loads(PATHS[name].read_text(encoding="utf-8"))
-
-
-def sources(name, kind):
-    """Return the sources of a notebook's cells of one kind."""
-    return ["".join(c["source"]) for c in read(name)["cells"] if c["cell_type"] == kind]
-
-
-def parameter_lines(name):
-    """Return the lines of the one cell tagged `parameters`."""
-    tagged = [c for c in read(name)["cells"] if "parameters" in c["metadata"].get("tags", [])]
-    assert len(tagged) == 1 and tagged[0]["cell_type"] == "code"
-    return "".join(tagged[0]["source"]).split("\n")
-
-
-def parameters(name):
-    """Return {name: default} of a notebook's parameters."""
-    body = ast.parse("\n".join(parameter_lines(name))).body
-    assert all(isinstance(node, ast.Assign) and len(node.targets) == 1 for node in body)
-    return {node.targets[0].id: ast.literal_eval(node.value) for node in body}
 
 
 def questions(name):
@@ -66,7 +44,7 @@ def test_there_are_notebooks_numbered_from_1():
 
 @each
 def test_stored_stripped_for_both_stacks(name):
-    nb = read(name)
+    nb = read_notebook(name)
     assert (nb["nbformat"], nb["nbformat_minor"]) == (4, 4)
     assert nb["metadata"]["kernelspec"] == {"name": "python3", "display_name": "Python 3",
                                             "language": "python"}
@@ -95,7 +73,7 @@ def test_parameters_are_a_few_commented_literals(name):
 
 @each
 def test_the_first_cells(name):
-    nb = read(name)
+    nb = read_notebook(name)
     code = [c for c in nb["cells"] if c["cell_type"] == "code"]
     assert nb["cells"][0]["cell_type"] == "markdown"
     assert [c["metadata"].get("tags", []) for c in code[:3]] == [[], ["parameters"], []]
@@ -227,7 +205,7 @@ def test_the_code_that_was_asked_for_is_shown_and_has_what_it_is_shown_for():
 
 def test_a_sentence_stands_before_each_source():
     for name in PATHS:
-        cells = read(name)["cells"]
+        cells = read_notebook(name)["cells"]
         for before, cell in zip(cells, cells[1:]):
             if "show_source(" in "".join(cell["source"]) and cell["cell_type"] == "code":
                 assert before["cell_type"] == "markdown", name

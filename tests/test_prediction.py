@@ -2,9 +2,9 @@
 import numpy as np
 import pytest
 import torch
-from conftest import WORDS, fill, made_up_reviews
 from hypothesis import given
 from hypothesis import strategies as st
+from tools import WORDS, fill, made_up_reviews
 
 import helpers
 from files import InputError

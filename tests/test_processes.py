@@ -7,9 +7,9 @@ import subprocess
 import sys
 import time
 
-import conftest  # first: it puts helpers.py on the path
 import pytest
 import torch
+from tools import ROOT
 
 import runtime
 
@@ -18,7 +18,7 @@ pytestmark = pytest.mark.slow
 SCRIPT = """
 import json, sys
 import files, helpers, runtime
-from conftest import made_up_reviews
+from tools import made_up_reviews
 model, out, mode = sys.argv[1:]
 texts, labels = made_up_reviews(90)
 common = dict(model=model, seq_len=32, dropout=0.0, attention_dropout=0.0, epochs=3, lr=1e-3)
@@ -54,7 +54,7 @@ def launch(count, model, out, mode="plain"):
     return [subprocess.Popen(
         [sys.executable, "-c", SCRIPT, model, str(out), mode], stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT, universal_newlines=True, env=dict(
-            os.environ, PYTHONPATH=os.pathsep.join([str(conftest.ROOT), str(conftest.ROOT / "tests")]),
+            os.environ, PYTHONPATH=os.pathsep.join([str(ROOT), str(ROOT / "tests")]),
             RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(count), OMP_NUM_THREADS="1",
             MASTER_ADDR="127.0.0.1", MASTER_PORT=port, FILIMDB_CACHE="%s-cache" % out))
         for rank in range(count)]

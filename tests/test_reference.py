@@ -5,8 +5,8 @@ import os
 import re
 import zipfile
 
-import conftest  # first: it puts the root on the path
 import pytest
+from tools import ROOT, made_up_reviews
 
 import assignment
 import effects
@@ -215,7 +215,7 @@ def test_an_answer_is_cut_where_a_clause_ends(text, limit, short):
 def write_reviews(folder):
     """Write 12 made-up reviews of each part; dev's last two stand in train too."""
     folder.mkdir()
-    parts = {part: conftest.made_up_reviews(12, seed=seed)
+    parts = {part: made_up_reviews(12, seed=seed)
              for seed, part in enumerate(helpers.PARTS)}
     parts["dev"] = (parts["dev"][0][:10] + parts["train"][0][:2],
                     parts["dev"][1][:10] + parts["train"][1][:2])
@@ -285,17 +285,17 @@ def test_a_recipe_that_fails_is_not_kept(finished, tmp_path, capsys):
 
 @pytest.mark.slow
 @pytest.mark.skipif(not os.path.exists(os.path.join(reference.REFERENCE, "recipe.json")) or
-                    not os.path.exists(str(conftest.ROOT / "data" / "FILIMDB" / "dev.labels")),
+                    not os.path.exists(str(ROOT / "data" / "FILIMDB" / "dev.labels")),
                     reason="needs the kept recipe and the reviews of data/FILIMDB")
 def test_the_recipe_says_what_its_predictions_say():
     recipe, run = reference.read_reference()[2], reference.read_reference()[1]
-    data = helpers.load_filimdb(str(conftest.ROOT / "data" / "FILIMDB"))
+    data = helpers.load_filimdb(str(ROOT / "data" / "FILIMDB"))
     predicted = reference.read_predictions()
     assert list(predicted) == [i for part in helpers.PARTS for i in data[part].ids]
     parts = evaluate.measure(data, {part: [predicted[i] for i in data[part].ids]
                                     for part in helpers.PARTS})
     assert parts == recipe["parts"]
-    recipe = dict(recipe, data=str(conftest.ROOT / recipe["data"]))
+    recipe = dict(recipe, data=str(ROOT / recipe["data"]))
     unseen = reference.accuracy_on_unseen(recipe, run["parameters"]["n_dev"])
     for row, kept in zip(unseen, recipe["unseen"]):
         assert row == {key: value if isinstance(value, str) else pytest.approx(value)
@@ -314,7 +314,7 @@ def test_readme_says_what_the_reference_says():
 
 # ---- README --------------------------------------------------------------------------------------
 
-README = conftest.ROOT / "README.md"
+README = ROOT / "README.md"
 
 
 def test_readme_is_short():
@@ -324,15 +324,15 @@ def test_readme_is_short():
 
 def test_readme_names_what_there_is():
     text = README.read_text(encoding="utf-8")
-    targets = re.findall(r"(?m)^([a-z0-9-]+):", (conftest.ROOT / "Makefile").read_text())
+    targets = re.findall(r"(?m)^([a-z0-9-]+):", (ROOT / "Makefile").read_text())
     assert set(re.findall(r"(?:`|\n)make ([a-z0-9-]+)", text)) <= set(targets)
     for path in re.findall(r"\]\(([^)]+)\)", text):
-        assert (conftest.ROOT / path).exists(), path
+        assert (ROOT / path).exists(), path
     house = text[text.index("## Where everything lies"):text.index("## To change one thing")]
     named = set(re.findall(r"`([^`]+)`", house))
-    assert {path.name for path in conftest.ROOT.glob("*.py")} <= named
+    assert {path.name for path in ROOT.glob("*.py")} <= named
     for path in named - {"vectorize_ex", "pretrain", "train", "classify", "sample", "small", "full"}:
-        assert (conftest.ROOT / path).exists(), path
+        assert (ROOT / path).exists(), path
     change = text[text.index("## To change one thing"):text.index("## How far")]
     for name in re.findall(r"`([A-Z]\w+)`", change):
         assert hasattr(helpers, name), name

@@ -1,5 +1,4 @@
 """report.py runs notebooks headless, survives what goes wrong, and exports pages."""
-import html.parser
 import json
 import os
 import re
@@ -9,7 +8,8 @@ import types
 
 import nbformat
 import pytest
-import report_helpers as h
+import report_tools as h
+from tools import Page
 
 import pages
 import report
@@ -20,30 +20,6 @@ from assignment import POINTS
 def gallery(tmp_path_factory):
     """Run the whole gallery once: (folder of the project, of the report, exit code, output)."""
     return h.make_gallery(tmp_path_factory)
-
-
-class Page(html.parser.HTMLParser):
-    """Collect a page's tags, ids, links, images and text."""
-
-    def __init__(self, path):
-        super().__init__()
-        self.tags, self.ids, self.links, self.images, self.loads = [], [], [], [], []
-        self.text = ""
-        self.source = path.read_text(encoding="utf-8")
-        self.feed(self.source)
-
-    def handle_starttag(self, tag, attrs):
-        """Keep what a test asks for."""
-        attrs = dict(attrs)
-        self.tags.append(tag)
-        self.ids += [attrs["id"]] if "id" in attrs else []
-        self.links += [attrs["href"]] if tag == "a" else []
-        self.loads += [attrs.get("src", "") + attrs.get("href", "")] if tag != "a" else []
-        self.images += [attrs] if tag == "img" else []
-
-    def handle_data(self, data):
-        """Keep the text as a reader sees it."""
-        self.text += data
 
 
 @pytest.mark.slow

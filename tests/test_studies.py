@@ -14,14 +14,24 @@ import time
 import types
 from unittest import mock
 
-import conftest  # first: it puts helpers.py on the path
 import numpy as np
 import pytest
 import scipy.stats
 import torch
-from conftest import SOAK, TODAY, made_up_reviews, make_tiny_bert
 from hypothesis import given
 from hypothesis import strategies as st
+from tools import (
+    DEV,
+    ROOT,
+    SOAK,
+    TODAY,
+    TRAIN,
+    core,
+    made_up_reviews,
+    make_tiny_bert,
+    names_in,
+    row,
+)
 
 import files
 import helpers
@@ -30,18 +40,10 @@ import studies
 from files import InputError
 from helpers import Diverged, Part, make_config
 
-REFERENCE = conftest.ROOT / "tests" / "reference_trials.json"
+REFERENCE = ROOT / "tests" / "reference_trials.json"
 STACK = "today" if TODAY else "2019"  # dropout draws other masks on each
 SIMULATIONS = 1000 if SOAK else 300
 KILLS = 10 if SOAK else 2
-
-
-def make_part(n, seed=0):
-    texts, labels = made_up_reviews(n, 5, seed)
-    return Part([f"train/{i}" for i in range(n)], texts, labels)
-
-
-TRAIN, DEV = make_part(16), make_part(10, 3)
 
 
 @pytest.fixture(scope="module")
@@ -64,20 +66,9 @@ def runs(monkeypatch):
     return calls
 
 
-def core(row):
-    """Return a row without what no two runs share: times and memory."""
-    history = [{k: v for k, v in r.items() if k != "seconds"} for r in row["history"]]
-    return dict({k: v for k, v in row.items() if k not in ("seconds", "peak_memory", "checksum")},
-                history=history)
-
-
-def names_in(store, ending="json"):
-    return sorted(path.name for path in store.glob("*." + ending))
-
-
 def test_from_root(monkeypatch, tmp_path):
     monkeypatch.chdir(str(tmp_path))
-    assert studies.from_root("build/x") == str(conftest.ROOT / "build" / "x")
+    assert studies.from_root("build/x") == str(ROOT / "build" / "x")
     assert studies.from_root(str(tmp_path)) == str(tmp_path)
 
 
@@ -253,9 +244,9 @@ def start(grid, tiny_bert, tmp_path):
     started = []
 
     def start(store, mode=""):
-        tests = str(conftest.ROOT / "tests")
+        tests = str(ROOT / "tests")
         started.append(subprocess.Popen(
-            [sys.executable, "-c", CHILD, str(conftest.ROOT), tests, str(store), tiny_bert,
+            [sys.executable, "-c", CHILD, str(ROOT), tests, str(store), tiny_bert,
              str(tmp_path / "log"), mode], stdout=subprocess.PIPE, stderr=subprocess.STDOUT))
         return started[-1]
     yield start
@@ -414,11 +405,6 @@ def test_a_cluster_gives_the_same_rows(grid, undisturbed, tmp_path):
 
 
 # ---- statistics --------------------------------------------------------------------------------
-
-def row(accuracy, seed=0, mark="", correct="", **config):
-    """Make up a trial's row."""
-    return {"config": dict({"seed": seed, "data_seed": seed}, **config), "mark": mark,
-            "metrics": {} if mark else {"dev_accuracy": accuracy}, "correct": correct}
 
 
 def rows(*accuracies, **config):

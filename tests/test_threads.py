@@ -5,11 +5,9 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 
-import conftest  # first: it puts helpers.py on the path
 import pytest
 import torch
-from conftest import made_up_reviews
-from test_studies import DEV, TRAIN, core, names_in
+from tools import DEV, TODAY, TRAIN, core, made_up_reviews, names_in
 
 import cpu
 import helpers
@@ -74,7 +72,7 @@ def test_who_loads_and_classifies_beside_a_training_changes_nothing(tiny_bert):
     assert beside == alone and others and all(other == labels for other in others)
 
 
-@pytest.mark.skipif(not conftest.TODAY, reason="PyTorch 1.3 drops by the process's generator")
+@pytest.mark.skipif(not TODAY, reason="PyTorch 1.3 drops by the process's generator")
 def test_who_seeds_pytorch_beside_a_training_changes_nothing(tiny_bert, monkeypatch):
     alone, sample = outcome(tiny_bert, 0), helpers.sample_of_step
 
@@ -94,7 +92,7 @@ def test_threads_classify_with_the_same_params(tiny_bert):
         expected[:len(part)] for part in parts]
 
 
-@pytest.mark.skipif(not conftest.TODAY, reason="PyTorch 1.3 has no such threads")
+@pytest.mark.skipif(not TODAY, reason="PyTorch 1.3 has no such threads")
 def test_pools_that_begin_at_once_compute_alone(monkeypatch):
     """A thread of a pool with several cores would wait for its own pool: for ever."""
     set_number = torch.set_num_threads

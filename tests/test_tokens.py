@@ -4,9 +4,9 @@ import re
 
 import numpy as np
 import pytest
-from conftest import ROOT, SOAK, TODAY, WORDS
 from hypothesis import given
 from hypothesis import strategies as st
+from tools import ROOT, SOAK, WORDS, by_the_library
 
 import files
 import helpers
@@ -18,18 +18,6 @@ ANY = st.text(st.one_of(st.sampled_from("ab \x85\t\u00e9\u96fb\U0001f600.'"),
 WORDY = st.lists(st.sampled_from([*WORDS, "lovely.", "gr\u00e9at", "[SEP]", "unheard-of", "(a)"]),
                  max_size=40).map(" ".join)
 TEXTS = st.one_of(ANY, WORDY)
-
-
-def by_the_library(tokenizer, text, n):
-    """Return (input_ids, segment_ids, input_mask) of n tokens by the tokenizer's own encoder."""
-    if TODAY:
-        made = tokenizer(text, truncation=True, max_length=n, padding="max_length",
-                         return_token_type_ids=True)
-        return made["input_ids"], made["token_type_ids"], made["attention_mask"]
-    ids = tokenizer.encode(text, add_special_tokens=True)
-    if len(ids) > n:
-        ids = ids[:n - 1] + ids[-1:]
-    return ids + [0] * (n - len(ids)), [0] * n, [1] * len(ids) + [0] * (n - len(ids))
 
 
 def some_reviews(folder):

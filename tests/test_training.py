@@ -12,13 +12,12 @@ import subprocess
 import sys
 import types
 
-import conftest  # first: it puts helpers.py on the path
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 import transformers
-from conftest import TODAY, fill, made_up_reviews, make_tiny_bert
+from tools import ROOT, TODAY, fill, made_up_reviews, make_tiny_bert
 
 import checkpoints
 import files
@@ -41,7 +40,7 @@ from helpers import (
     train,
 )
 
-REFERENCE = conftest.ROOT / "tests" / "reference_losses.json"
+REFERENCE = ROOT / "tests" / "reference_losses.json"
 CPU = torch.device("cpu")
 QUIET = {"dropout": 0.0, "attention_dropout": 0.0}
 TEXTS, LABELS = made_up_reviews(60)
@@ -555,7 +554,7 @@ def test_a_damaged_checkpoint_is_set_aside(cache, tiny_bert, monkeypatch, capsys
 KILLED = """
 import os, signal, sys
 sys.path[:0] = [{tests!r}]
-import checkpoints, conftest, helpers, torch
+import checkpoints, helpers, tools, torch
 from test_training import whole_run
 torch.set_num_threads(1)
 helpers.CHECKPOINT_SECONDS = 0

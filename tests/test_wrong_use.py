@@ -5,14 +5,24 @@ import re
 import subprocess
 import sys
 
-import conftest  # first: it puts helpers.py on the path
 import pandas
 import papermill
 import pytest
-import test_get_filimdb
 import yaml
-from test_evaluate import options, predictions
-from test_notebooks import PATH_LINES, PATHS, TINY, parameters, sources
+from tools import (
+    PATH_LINES,
+    PATHS,
+    ROOT,
+    TINY,
+    load_module,
+    made_up_reviews,
+    make_aclimdb,
+    options,
+    parameters,
+    predictions,
+    sources,
+    write_folder,
+)
 
 import evaluate
 import helpers
@@ -20,7 +30,7 @@ import runtime
 import studies
 from files import InputError
 
-TEXTS, LABELS = conftest.made_up_reviews(20)
+TEXTS, LABELS = made_up_reviews(20)
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +75,7 @@ def test_what_is_not_many_texts_is_refused(name, one, params, tiny_bert):
     assert "give a list of strings" in str(caught.value) or one == "nothing" and "labels" in name
 
 
-@pytest.mark.parametrize("dev", ["a great film", conftest.made_up_reviews(6) + ([],), ("text",)])
+@pytest.mark.parametrize("dev", ["a great film", made_up_reviews(6) + ([],), ("text",)])
 def test_dev_is_texts_and_labels(dev, tiny_bert):
     with pytest.raises(InputError, match="dev must be \\(texts, labels\\)"):
         helpers.train(TEXTS, LABELS, dev=dev, model=tiny_bert)
@@ -145,9 +155,9 @@ def test_a_notebook_finds_the_project_from_any_folder_within(tmp_path):
     code = "import importlib.util, sys\nfrom pathlib import Path\nsys.path.pop(0)\n" + PATH_LINES
     code += "print(importlib.util.find_spec('helpers').origin)"
     for folder in ("notebooks", ".", "tests", "data/sample"):
-        done = subprocess.run([sys.executable, "-c", code], cwd=str(conftest.ROOT / folder),
+        done = subprocess.run([sys.executable, "-c", code], cwd=str(ROOT / folder),
                               stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-        assert done.stdout.decode().split() == [str(conftest.ROOT / "helpers.py")]
+        assert done.stdout.decode().split() == [str(ROOT / "helpers.py")]
     done = subprocess.run([sys.executable, "-c", code], cwd=str(tmp_path), stdout=subprocess.PIPE,
                           stderr=subprocess.STDOUT)
     last = done.stdout.decode().strip().split("\n")[-1]
@@ -175,9 +185,9 @@ def test_a_scheduler_without_distributed_names_the_command(monkeypatch, tmp_path
 def aclimdb(tmp_path_factory):
     """A folder that get_filimdb.py made of a made-up aclImdb."""
     place = tmp_path_factory.mktemp("aclimdb")
-    test_get_filimdb.write_folder(place / "aclImdb", test_get_filimdb.make_aclimdb())
-    assert test_get_filimdb.get_filimdb.main(["--source", str(place / "aclImdb"), "--out",
-                                              str(place / "FILIMDB")]) == 0
+    write_folder(place / "aclImdb", make_aclimdb())
+    assert load_module("data/get_filimdb.py").main(["--source", str(place / "aclImdb"), "--out",
+                                                    str(place / "FILIMDB")]) == 0
     return place / "FILIMDB"
 
 
@@ -202,7 +212,7 @@ def execute(name, data_dir, out_dir, **given):
                   out_dir=str(out_dir), **given)
     values = {key: value for key, value in values.items() if key in parameters(name)}
     papermill.execute_notebook(str(PATHS[name]), str(out_dir / "page.ipynb"), parameters=values,
-                               kernel_name="python3", cwd=str(conftest.ROOT / "tests"),
+                               kernel_name="python3", cwd=str(ROOT / "tests"),
                                progress_bar=False)
     return json.loads((out_dir / "answers" / (name + ".json")).read_text(encoding="utf-8"))
 
