@@ -54,7 +54,7 @@ def make_project(folder, profile="epochs: 2\nlr: 3.0e-5\n"):
     """Lay out report.py, its parts, notebooks/ and profiles/ in a folder of their own."""
     for name in "notebooks", "profiles":
         (folder / name).mkdir(parents=True)
-    for name in ("report.py", "parameters.py", "pages.py", "report.html.j2",
+    for name in ("report.py", "parameters.py", "pages.py", "report.html.j2", "files.py",
                  "assignment.py"):
         shutil.copy(str(ROOT / name), str(folder))
     (folder / "profiles" / "sample.yml").write_text(profile, encoding="utf-8")

@@ -216,6 +216,7 @@ def test_a_recipe_that_fails_is_not_kept(finished, tmp_path, capsys):
     assert not (root / "results").exists() and capsys.readouterr().err.count("\n") == 1
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not os.path.exists(os.path.join(reference.REFERENCE, "recipe.json")) or
                     not os.path.exists(str(conftest.ROOT / "data" / "FILIMDB" / "dev.labels")),
                     reason="needs the kept recipe and the reviews of data/FILIMDB")
