@@ -14,6 +14,7 @@ import contextlib
 import html
 import inspect
 import io
+import itertools
 import math
 import os
 import statistics
@@ -240,8 +241,9 @@ def lengths_figure(lengths, limits):
         axes.axvline(limit, color="0.55", linestyle="--", linewidth=1)
         axes.text(limit, 106, f"{share:.0f} %", color=COLOURS[0], ha="center",
                   backgroundcolor="white")
-    styles, levels = ["-", "--", ":", "-", "--"], [0.2, 0.45, 0.7, 0.3, 0.7]  # of the labels
-    for (name, n), colour, style, level in zip(lengths.items(), COLOURS, styles, levels):
+    looks = zip(itertools.cycle(COLOURS), itertools.cycle(["-", "--", ":"]),
+                itertools.cycle([0.2, 0.45, 0.7, 0.32, 0.57]))  # where along the line its name is
+    for (name, n), (colour, style, level) in zip(lengths.items(), looks):
         axes.plot(np.sort(n), 100 * np.arange(1, len(n) + 1) / len(n), color=colour,
                   linestyle=style)
         axes.annotate(name, (np.quantile(n, level), 100 * level), xytext=(6, -4), color=colour,

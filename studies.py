@@ -26,6 +26,7 @@ from collections import Counter, namedtuple
 import numpy as np
 import pandas as pd
 import torch
+from transformers import BertTokenizer
 
 import checkpoints
 import effects
@@ -1010,6 +1011,12 @@ def special_ids(tokenizer):
     """Return {token: id} of BERT's five special tokens."""
     return {getattr(tokenizer, name): getattr(tokenizer, name + "_id") for name in (
         "cls_token", "sep_token", "pad_token", "unk_token", "mask_token")}
+
+
+def cased_tokenizer(model):
+    """Return a model's tokenizer with lower-casing switched off: what the fault would read."""
+    with runtime.quiet_transformers():
+        return BertTokenizer.from_pretrained(files.find_path(model), do_lower_case=False)
 
 
 def without_accents(text):

@@ -332,3 +332,13 @@ def test_figures_of_the_checks_name_what_they_show():
     lengths = {name: np.array([5, 9, 70]) for name in ("train", "dev")}
     words = words_in(figures.lengths_figure(lengths, [64, 128]))
     assert {"train", "dev", "33 %", "0 %"} <= set(words)
+
+
+def test_every_part_has_its_line_and_its_name_however_many_there_are():
+    names = [*helpers.PARTS, *(f"part-{i}" for i in range(6))]
+    figure = figures.lengths_figure({name: np.arange(5, 90) for name in names}, [64, 128])
+    assert set(names) <= set(words_in(figure))
+    drawn = [line for line in figure.axes[0].lines if len(line.get_xdata()) == 85]
+    assert len(drawn) == len(names)
+    looks = [(line.get_color(), line.get_linestyle()) for line in drawn]
+    assert len(set(looks)) == len(looks), "two parts look alike"
