@@ -170,6 +170,18 @@ def save_json(path, value):
         file.write("\n")
 
 
+def read_json(path, default):
+    """Read a JSON file; give the default when there is none, or a damaged one, which is said."""
+    try:
+        with open(path, encoding="utf-8") as file:
+            return json.load(file)
+    except FileNotFoundError:
+        return default
+    except ValueError:
+        warn(f"{path} is damaged: not used")
+        return default
+
+
 def save_table(path, rows):
     """Write a list of dicts as CSV, whole or not at all; a key that a row lacks stays empty."""
     with open_atomically(path) as file:
@@ -227,6 +239,19 @@ def try_lock(path):
         except (ImportError, OSError):  # Windows, or a disk without locks: one process, please
             pass
         yield True
+
+
+@contextlib.contextmanager
+def folder_lock(folder):
+    """Hold a folder until the block ends; whoever comes second says so and waits."""
+    import fcntl
+    with writing(folder, 0), open(os.path.join(folder, ".lock"), "w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            say(f"{folder}: another process is at work there; waiting until it ends")
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def digest(*parts):

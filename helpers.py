@@ -39,8 +39,10 @@ from transformers import (
 )
 
 try:
-    import files  # noqa: F401
-except ImportError:
+    import checkpoints, cpu, files, runtime  # noqa: E401, F401
+except ImportError as error:
+    if error.name not in ("checkpoints", "cpu", "files", "runtime"):
+        raise
     raise ImportError("helpers.py works with the files beside it; `make classifier` joins them to "
                       "one, build/classifier.py, to hand in") from None
 from checkpoints import (
@@ -88,10 +90,10 @@ class Config:
     accumulation: int = 4      # least number of micro-batches they are split into [A]
     epochs: int = 3            # passes over the texts; at most 4 in [S], 2-4 in [D]
     lr: float = 2e-5           # peak learning rate [S], figure 3
-    optimizer: str = "adam"    # adam [A] (weight_decay is then L2 in the gradient) or adamw
+    optimizer: str = "adam"    # adam [A]: weight_decay is L2 in the gradient; adamw: decoupled
     weight_decay: float = 0.0  # on matrices only, not on biases and LayerNorm [A]; 0.01 in [D]
     warmup: float = 0.1        # share of all optimizer steps [S, D]
-    decay: str = "linear"      # after warm-up: linear (to 0) or none [D]
+    decay: str = "linear"      # of the learning rate after warm-up; linear: to 0 [D]
     clip_norm: float = 1.0     # largest L2 norm of the whole gradient; 0 = no clipping [D's code]
     dropout: float = 0.1       # on embeddings, layer outputs and the classifier's input [D]
     attention_dropout: float = 0.1  # on attention weights [D]
@@ -876,7 +878,7 @@ def check_texts(texts, labels=None):
 def prepare(texts, tokenizer, config):
     """Return the Tokens of the texts, of their first/last `words` when asked to."""
     check_seq_len(config.seq_len, tokenizer)
-    texts = [truncate_words(text, config.words, config.keep) for text in texts]
+    texts = [truncate_words(text, config.words, config.keep) for text in check_many(texts)]
     return tokenize_all(texts, tokenizer)
 
 
@@ -1305,11 +1307,13 @@ def tfidf_regression(texts, labels, unseen):
 
 def fit_and_label(words, model, texts, labels, unseen):
     """Return the labels of the `unseen` texts by a model over word features, a list of str."""
+    labels, (unseen, _) = check_many(labels, "labels"), check_texts(unseen)
+    texts, _ = check_texts(texts, labels)
     try:
         features = words.fit_transform(texts)
     except ValueError:  # scikit-learn's word for it: empty vocabulary
-        raise InputError("the training reviews hold no word for a baseline; are they "
-                                 "empty, or is words= too small?") from None
+        raise InputError("the training reviews hold no word for a baseline; are they empty, or is "
+                         "words= too small?") from None
     return [str(label) for label in model.fit(features, labels).predict(words.transform(unseen))]
 
 

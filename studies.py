@@ -96,10 +96,14 @@ class Study:
         return self.run_all(what, [dict(fixed, **point) for point in points], train, dev)
 
     def run_all(self, what, points, train=None, dev=None):
-        """Run the trials of a list of settings (dicts) and return them as a table."""
-        points = [dict(self.settings, **point) for point in points]
-        rows = run_trials(points, train or self.train, dev or self.dev,
-                          os.path.join(self.out_dir, "trials"), what)
+        """Run the trials of a list of settings (dicts) and return them as a table.
+
+        With FILIMDB_STORED in the environment (report.py --stored) nothing is trained: the table
+        holds the trials that the store has, and a line says how many it lacks.
+        """
+        run = stored_trials if os.environ.get("FILIMDB_STORED") else run_trials
+        rows = run([dict(self.settings, **point) for point in points], train or self.train,
+                   dev or self.dev, os.path.join(self.out_dir, "trials"), what)
         return effects.as_table(rows)
 
     def config(self, **settings):
@@ -289,6 +293,17 @@ def run_trials(grid, train_part, dev_part, store, what="trials", scheduler=""):
     rows = run_on_cluster(jobs, scheduler) if scheduler else run_here(jobs, what)
     tell_broken(grid, rows, what)
     return rows
+
+
+def stored_trials(grid, train_part, dev_part, store, what="trials"):
+    """Return the rows of the trials of a grid that the store has; say how many it lacks."""
+    names = (trial_key(helpers.make_config(**overrides), train_part, dev_part)
+             for overrides in grid)
+    rows = [read_row(os.path.join(store, name + ".json")) for name in names]
+    if None in rows:
+        files.say(f"{what}: {rows.count(None)} of {len(rows)} trials are not in the store and "
+                  f"were not run; what follows is of the others")
+    return [row for row in rows if row is not None]
 
 
 def run_here(jobs, what):

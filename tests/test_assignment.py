@@ -8,8 +8,8 @@ import assignment
 import studies
 
 
-def answer(point, text="So it is. More.", question="Q3. Is it so?", holds=True):
-    return {"question": question, "answer": text, "holds": holds, "point": point, "figure": ""}
+def answer(point, text="So it is. More.", question="Q3. Is it so?", verdict="supported"):
+    return {"question": question, "answer": text, "verdict": verdict, "point": point, "figure": ""}
 
 
 def test_each_point_has_its_answers_or_says_that_there_is_none():

@@ -40,8 +40,8 @@ def test_output_and_gradients_equal_the_definition(monkeypatch, cached):
         asked.append(shape[0])
         return keep[seed[1]:seed[1] + shape[0]].clone()
 
-    monkeypatch.setattr(helpers, "CACHED", cached)
-    monkeypatch.setattr(helpers, "keep_mask", given)
+    monkeypatch.setattr(cpu, "CACHED", cached)
+    monkeypatch.setattr(cpu, "keep_mask", given)
     ours = cpu.cpu_attention(None, *made, mask, dropout=0.3, scaling=0.35)[0]
     assert sum(asked) == 6 and len(asked) == {1: 6, 3 * 40 ** 2: 2, 2 ** 18: 1}[cached]
     wanted = slow_attention(*made, mask, keep.view(3, 2, 40, 40), 19661 / 65536,
@@ -75,7 +75,7 @@ def test_gradients_are_those_of_finite_differences():
 
 def test_any_number_of_threads_gives_the_same(monkeypatch):
     made, mask = tensors()
-    monkeypatch.setattr(helpers, "CACHED", 1)  # a chunk for each head of each review
+    monkeypatch.setattr(cpu, "CACHED", 1)  # a chunk for each head of each review
     outcomes, before = [], torch.get_num_threads()
     for threads in (1, 3):
         torch.set_num_threads(threads)
@@ -88,7 +88,7 @@ def test_any_number_of_threads_gives_the_same(monkeypatch):
 
 
 def test_each_alone_keeps_the_order_and_holds_little(two_threads):
-    begun, cpu = [], torch.device("cpu")
+    begun, device = [], torch.device("cpu")
 
     def work(i):
         begun.append(i)
@@ -96,12 +96,12 @@ def test_each_alone_keeps_the_order_and_holds_little(two_threads):
             raise ValueError("no")
         return i * i
 
-    results = cpu.parallel_map(work, iter(range(10)), cpu)
+    results = cpu.parallel_map(work, iter(range(10)), device)
     assert next(results) == 0 and max(begun) <= 3 - 1  # two threads and one more
     assert list(results) == [i * i for i in range(1, 10)]
     with pytest.raises(ValueError):
-        list(cpu.parallel_map(work, range(11, 1000), cpu))
-    assert len(begun) < 20 and list(cpu.parallel_map(work, [], cpu)) == []
+        list(cpu.parallel_map(work, range(11, 1000), device))
+    assert len(begun) < 20 and list(cpu.parallel_map(work, [], device)) == []
 
 
 def test_no_mask_is_a_mask_of_ones():
@@ -158,7 +158,7 @@ def test_loaded_models_use_it_in_training_alone(monkeypatch):
         asked.append((tuple(shape), cut))
         return true_mask(shape, cut, seed)
 
-    monkeypatch.setattr(helpers, "keep_mask", spy)
+    monkeypatch.setattr(cpu, "keep_mask", spy)
     for head in ("classifier", "mlm"):
         model, _ = helpers.load_bert(SAMPLE, head, attention_dropout=0.25)
         ids = torch.ones(2, 10, dtype=torch.int64)

@@ -387,6 +387,7 @@ def run(argv, **environment):
     return done.returncode, done.stderr.decode("utf-8")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["weights cut to 9000 bytes", "no such option"])
 def test_a_process_refuses_as_main_does(name, place):
     argv, before = command(TABLE[name], place), listing(place)
@@ -448,6 +449,7 @@ def hub():
         server.shutdown()
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not TODAY, reason="transformers 2.1 asks servers that are gone")
 @pytest.mark.parametrize("kind", ANSWERS)
 def test_a_hub_that_answers_no_model(kind, place, hub, tmp_path):

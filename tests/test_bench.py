@@ -18,6 +18,7 @@ def bench():
     return module
 
 
+@pytest.mark.slow
 def test_a_small_comparison_runs(bench, tmp_path, capfd):
     out = tmp_path / "table.json"
     bench.main(["--data", "data/sample", "--model", "data/sample/bert", "--n", "16", "--rounds",
@@ -32,6 +33,7 @@ def test_a_small_comparison_runs(bench, tmp_path, capfd):
     assert "ours is" in capfd.readouterr().out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind,jobs", [("train", ["ours", "trainer", "plain-512"]),
                                        ("classify", ["ours", "trainer-bf16"]),
                                        ("mlm", ["ours", "ours-bf16"])])

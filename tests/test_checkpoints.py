@@ -63,8 +63,8 @@ def test_where_nothing_lies_nothing_is_said(cache, tiny_bert, capsys):
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no such locks")
 def test_what_a_running_process_holds_stays(cache, tiny_bert, capsys):
     held = leave(cache, "runs/held.checkpoint", 30)
-    code = (f"import sys; sys.path[:0] = [{str(conftest.ROOT)!r}]; import helpers\n"
-            f"with helpers.locked({str(held)!r} + '.lock') as mine:\n"
+    code = (f"import sys; sys.path[:0] = [{str(conftest.ROOT)!r}]; import files\n"
+            f"with files.try_lock({str(held)!r} + '.lock') as mine:\n"
             f"    print(mine, flush=True); sys.stdin.read()")
     with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE,
                           stdout=subprocess.PIPE) as other:

@@ -29,9 +29,12 @@ import evaluate
 import files
 import helpers
 import pages
+import runtime
 import studies
 from files import InputError
 from helpers import Part
+
+pytestmark = pytest.mark.slow
 
 SAMPLE, TINY = str(ROOT / "data" / "sample"), str(ROOT / "data" / "sample" / "bert")
 MOMENTS = 20 if SOAK else 2    # SIGKILLs of a training, and of a pretraining
@@ -149,27 +152,29 @@ class Finder:
         if name == where:
             now()
 
-if where[0].isupper():
-    import builtins, helpers
+if "." in where:
+    import files, helpers
     helpers.CHECKPOINT_SECONDS = 1000  # so that the one of the signal itself is what counts
-    real = getattr(helpers, where[1:])
-    setattr(helpers, where[1:], lambda *args, **kwargs: [now(), real(*args, **kwargs)][1])
+    module, name = where.split(".")
+    real = getattr(sys.modules[module], name)
+    setattr(sys.modules[module], name, lambda *args, **kwargs: [now(), real(*args, **kwargs)][1])
 else:
     sys.meta_path.insert(0, Finder())
 sys.argv[:6] = [script]
 runpy.run_path(os.path.join(root, script), run_name="__main__")
 """
-# What is under way (an import, or Helpers' function), its n-th call, the signal.
-STAGES = [("torch", 1, signal.SIGTERM), ("Htokenize", 1, signal.SIGINT),
-          ("Hsummed_loss", 5, signal.SIGTERM), ("Hpredict_logits", 2, signal.SIGINT)]
+# What is under way (an import, or a module's function), its n-th call, the signal.
+STAGES = [("torch", 1, signal.SIGTERM), ("helpers.tokenize", 1, signal.SIGINT),
+          ("helpers.summed_loss", 5, signal.SIGTERM), ("helpers.predict_logits", 2, signal.SIGINT)]
 if SOAK:
-    STAGES[2:2] = [(where, calls, number) for number in (signal.SIGINT, signal.SIGTERM)
-                   for where, calls in (("numpy", 1), ("transformers", 1), ("Hread_lines", 4),
-                                        ("Hload_bert", 1), ("Hmake_optimizer", 1), ("Hput", 1),
-                                        ("Hsummed_loss", 2), ("Hcount_targets", 9),
-                                        ("Hprogress_bar", 1))]
-    STAGES += [(where, calls, number) for number in (signal.SIGINT, signal.SIGTERM)
-               for where, calls in (("Hpredict_logits", 1), ("Hpredict_logits", 5), ("Hput", 1))]
+    BOTH = signal.SIGINT, signal.SIGTERM
+    STAGES[2:2] = [(where, calls, number) for number in BOTH for where, calls in (
+        ("numpy", 1), ("transformers", 1), ("helpers.read_lines", 4), ("helpers.load_bert", 1),
+        ("helpers.make_optimizer", 1), ("files.write_atomically", 1), ("helpers.summed_loss", 2),
+        ("helpers.count_targets", 9), ("helpers.progress_bar", 1))]
+    STAGES += [(where, calls, number) for number in BOTH for where, calls in (
+        ("helpers.predict_logits", 1), ("helpers.predict_logits", 5),
+        ("files.write_atomically", 1))]
 
 
 def run_signalled(script, where, calls, number, *argv, **options):
@@ -208,12 +213,12 @@ def test_a_stopped_grading_says_so_in_one_line_and_goes_on(grade, expected, tmp_
         assert (code, err.count("\n")) == (128 + number, 1), (where, calls, said, err)
         assert err.startswith("evaluate.py: interrupted; the same command goes on"), err
         assert not (tmp_path / "preds.tsv").exists() and "Traceback" not in said
-        if at and ("goes on from the checkpoint" in said or where == "Hpredict_logits"):
+        if at and ("goes on from the checkpoint" in said or where == "helpers.predict_logits"):
             assert f"goes on from the checkpoint after step {at}\n" in said, "nothing was lost"
         if "interrupted at step " in said:
             at = int(said.split("interrupted at step ")[1].split()[0])
-            assert at > 3 or where != "Hsummed_loss" or calls < 5
-        at = 18 if where == "Hpredict_logits" else at  # the training is done, and kept
+            assert at > 3 or where != "helpers.summed_loss" or calls < 5
+        at = 18 if where == "helpers.predict_logits" else at  # the training is done, and kept
     capsys.readouterr()
     assert evaluate.main(argv) == 0
     assert "goes on from the checkpoint after step 18\n" in capsys.readouterr().out
@@ -301,7 +306,7 @@ def write_page(folder, version):
 
 
 def write_status(folder, version):
-    pages.write(folder / "status.json", json.dumps({"n": [version] * 3000}))
+    files.save_json(str(folder / "status.json"), {"n": [version] * 3000})
 
 
 WRITERS = {  # name: (write(folder, version 0 or 1), read(folder), whether one replaces another)
@@ -361,7 +366,7 @@ def die_at(nth, work):
                         (tempfile, "mkstemp"), (tempfile, "mkdtemp")):
         around(owner, name, getattr(owner, name))
     around(os, "fdopen", os.fdopen, halve=True)
-    for module in (evaluate, helpers, pages, studies):
+    for module in (checkpoints, evaluate, files, helpers, pages, runtime, studies):
         around(module, "open", builtins.open, halve=True)
     work()
 

@@ -147,7 +147,7 @@ def test_a_relative_folder_is_tried_here_then_beside_the_module(tmp_path, monkey
         (tmp_path / place / "db").mkdir(parents=True)
         write(tmp_path / place / "db", dev__texts=f"in {place}")
     monkeypatch.chdir(tmp_path / "here")
-    monkeypatch.setattr(helpers, "HERE", str(tmp_path / "code"))
+    monkeypatch.setattr(files, "HERE", str(tmp_path / "code"))
     assert load_filimdb("db", ["dev"])["dev"].texts == ["in here"]
     os.remove("db/dev.texts")
     os.rmdir("db")

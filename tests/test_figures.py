@@ -227,13 +227,13 @@ def test_answers_are_kept_as_they_come(shown, tmp_path, capsys):
     answers = figures.Answers("03_it", str(tmp_path), "sample")
     path = tmp_path / "answers" / "03_it.json"
     answers.give("Q1. " + EVIL, EVIL, "lengths", True, point="3a")
-    first = {"question": "Q1. " + EVIL, "answer": EVIL, "figure": "lengths", "holds": True,
+    first = {"question": "Q1. " + EVIL, "answer": EVIL, "figure": "lengths", "verdict": "supported",
              "point": "3a"}
     assert json.loads(path.read_text(encoding="utf-8")) == [first]
     answers.give("Q2", "no", holds=False)
     answers.give("Q3", "so")
     kept = json.loads(path.read_text(encoding="utf-8"))
-    assert kept[0] == first and [r["holds"] for r in kept] == [True, False, None]
+    assert kept[0] == first and [r["verdict"] for r in kept] == ["supported", "contradicted", ""]
     assert [r["point"] for r in kept] == ["3a", "", ""]
     assert ["assignment: 3a" in page for page in shown] == [True, False, False]
     assert [r["answer"] for r in kept[1:]] == ["No", "So"] and figures.as_sentence("") == ""

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-import helpers
+import files
 import runtime
 from checkpoints import load_state, save_state
 from files import (
@@ -185,13 +185,13 @@ def test_the_environment_says_where_the_cache_is(tmp_path, monkeypatch):
 
 def test_the_cache_is_beside_the_module_else_temporary(tmp_path, monkeypatch):
     monkeypatch.delenv("FILIMDB_CACHE")
-    monkeypatch.setattr(helpers.tempfile, "tempdir", str(tmp_path / "tmp"))
-    monkeypatch.setattr(helpers, "HERE", str(tmp_path / "code"))
+    monkeypatch.setattr(files.tempfile, "tempdir", str(tmp_path / "tmp"))
+    monkeypatch.setattr(files, "HERE", str(tmp_path / "code"))
     assert cache_dir("a") == str(tmp_path / "code" / ".cache" / "a")
     (tmp_path / "file").write_text("")
-    monkeypatch.setattr(helpers, "HERE", str(tmp_path / "file"))  # nothing can be made below it
+    monkeypatch.setattr(files, "HERE", str(tmp_path / "file"))  # nothing can be made below it
     assert cache_dir("a") == str(tmp_path / "tmp" / "filimdb-cache" / "a")
-    monkeypatch.setattr(helpers.tempfile, "tempdir", str(tmp_path / "file"))
+    monkeypatch.setattr(files.tempfile, "tempdir", str(tmp_path / "file"))
     with pytest.raises(InputError, match="FILIMDB_CACHE"):
         cache_dir("a")
 
@@ -207,7 +207,7 @@ def test_a_path_is_tried_from_the_working_folder_first(tmp_path, monkeypatch):
     for place in ("here", "code"):
         (tmp_path / place).mkdir()
     monkeypatch.chdir(tmp_path / "here")
-    monkeypatch.setattr(helpers, "HERE", str(tmp_path / "code"))
+    monkeypatch.setattr(files, "HERE", str(tmp_path / "code"))
     assert find_path("x") == "x"
     (tmp_path / "code" / "x").mkdir()
     assert find_path("x") == str(tmp_path / "code" / "x")

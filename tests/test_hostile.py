@@ -147,6 +147,7 @@ def answer(url):
         return 0
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not TODAY, reason="JupyterLab belongs to today's stack")
 def test_a_lab_refuses_whoever_lacks_the_token(tmp_path):
     pytest.importorskip("jupyterlab")

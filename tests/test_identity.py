@@ -172,9 +172,9 @@ def test_a_model_that_is_replaced_during_a_trial_leaves_no_row(folder, tmp_path,
 
 def test_a_model_of_the_hub_is_known_by_its_revision(folder, tmp_path, monkeypatch):
     """Two revisions of a name in the cache; which of them counts is refs/main's to say."""
-    hub = types.ModuleType("huggingface_hub")
+    hub = types.ModuleType("hub")
     hub.try_to_load_from_cache = lambda name, file: os.path.join(str(tmp_path / main[-1]), file)
-    monkeypatch.setitem(sys.modules, "huggingface_hub", hub)
+    monkeypatch.setitem(sys.modules, "transformers.utils.hub", hub)
     load, loaded, origins, main = helpers.load_bert, [], [], []
     for revision in "one", "two":
         shutil.copytree(folder, str(tmp_path / revision))

@@ -14,6 +14,9 @@ import pytest
 from conftest import ROOT, SOAK
 
 import helpers
+import runtime
+
+pytestmark = pytest.mark.slow
 
 SAMPLE, TINY = str(ROOT / "data" / "sample"), str(ROOT / "data" / "sample" / "bert")
 LOADS = {"classify": (10000, 100000), "pretrain": (7500, 75000)} if SOAK else {
@@ -38,7 +41,7 @@ def peak():
 def work(kind, n):
     """Do it; print as JSON: seconds, of the CPU, tokens, bytes over those with the model loaded."""
     if not SOAK:  # a line for each update, not every 10 seconds
-        real, helpers.tqdm = helpers.tqdm, lambda **options: real(**dict(options, mininterval=0))
+        real, runtime.tqdm = runtime.tqdm, lambda **options: real(**dict(options, mininterval=0))
     model, tokenizer = helpers.load_bert(TINY, "mlm" if kind == "pretrain" else "classifier")
     model(helpers.pad([[1, 2, 3]], 0)["input_ids"])
     before, texts, began = peak(), many_reviews(n), (time.time(), time.process_time())

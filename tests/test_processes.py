@@ -13,9 +13,11 @@ import torch
 
 import runtime
 
+pytestmark = pytest.mark.slow
+
 SCRIPT = """
 import json, sys
-import helpers
+import files, helpers, runtime
 from conftest import made_up_reviews
 model, out, mode = sys.argv[1:]
 texts, labels = made_up_reviews(90)
@@ -24,8 +26,8 @@ if mode == "endless":
     common.update(epochs=100000)
 if mode == "budget":
     common.update(epochs=100000, max_minutes=0.03)
-with helpers.joined_processes():
-    rank = helpers.processes()[0]
+with runtime.joined_processes():
+    rank = runtime.processes()[0]
     open("%s.pid%d" % (out, rank), "w").write(str(__import__("os").getpid()))
     note = helpers.pretrain(texts, **common) if mode == "plain" else None
     params = helpers.train(texts, labels, note, dev=made_up_reviews(30, seed=5), batch_size=12,
@@ -34,7 +36,7 @@ with helpers.joined_processes():
     predicted = helpers.classify(unseen, params)
     logits = helpers.predict_logits(params["model"], helpers.tokenize_all(
         unseen, params["tokenizer"]), params["tokenizer"], params["config"])
-    helpers.save_json("%s.rank%d" % (out, rank), {
+    files.save_json("%s.rank%d" % (out, rank), {
         "history": params["history"], "predicted": predicted, "logits": logits.tolist(),
         "curve": note and note["curve"]})
 """

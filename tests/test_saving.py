@@ -18,6 +18,7 @@ from transformers import BertForSequenceClassification, BertTokenizer
 import checkpoints
 import evaluate
 import files
+import handin
 import helpers
 import runtime
 from files import InputError
@@ -86,6 +87,7 @@ def test_transformers_reads_the_folder_itself(params, saved):
         assert AutoTokenizer.from_pretrained(saved).model_max_length == 512
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not READY.exists(), reason="the other stack is not installed")
 def test_the_other_stack_reads_the_folder(params, saved, tmp_path):
     code = ("import sys, json, conftest, test_saving as t, helpers\n"
@@ -242,6 +244,7 @@ WAYS = {"as they are": lambda value: value, "a deep copy": copy.deepcopy,
         "pickled before": lambda value: pickle.loads(pickle.dumps(value))}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", WAYS)
 def test_pickled_params_classify_in_another_process(way, params, tmp_path):
     (tmp_path / "params").write_bytes(pickle.dumps(WAYS[way]((params, TEXTS))))
@@ -260,9 +263,10 @@ def test_torch_save_and_load(params, tmp_path):
     assert torch.equal(probabilities(TEXTS, back), probabilities(TEXTS, params))
 
 
+@pytest.mark.slow
 def test_a_copy_of_the_module_pickles_too(params, tmp_path, tiny_bert):
     """Handed in as classifier.py it registers its attention under its own name."""
-    shutil.copy(str(conftest.ROOT / "helpers.py"), str(tmp_path / "classifier.py"))
+    (tmp_path / "classifier.py").write_text(handin.join(conftest.ROOT), encoding="utf-8")
     make = ("import classifier, pickle, sys\nfrom conftest import made_up_reviews\n"
             "texts, labels = made_up_reviews(12)\n"
             "params = classifier.train(texts, labels, model=sys.argv[1], seq_len=12, epochs=1)\n"

@@ -279,6 +279,7 @@ def undisturbed(grid, tmp_path_factory):
     return names_in(store), list(map(core, rows))
 
 
+@pytest.mark.slow
 def test_two_processes_share_a_store(start, grid, undisturbed, tmp_path):
     store = tmp_path / "store"
     pair = [start(store), start(store)]
@@ -294,6 +295,7 @@ def test_two_processes_share_a_store(start, grid, undisturbed, tmp_path):
     assert names_in(store) == undisturbed[0] and list(map(core, rows[0])) == undisturbed[1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kill", range(KILLS))
 def test_a_killed_study_goes_on(kill, start, grid, undisturbed, tmp_path, capsys):
     store, random_ = tmp_path / "store", random.Random(kill)
@@ -401,6 +403,7 @@ def test_a_stand_in_cluster_gives_the_same_rows(grid, undisturbed, tmp_path, mon
     assert names_in(tmp_path) == undisturbed[0] and list(map(core, rows)) == undisturbed[1]
 
 
+@pytest.mark.slow
 def test_a_cluster_gives_the_same_rows(grid, undisturbed, tmp_path):
     distributed = pytest.importorskip("distributed")
     with distributed.LocalCluster(n_workers=2, threads_per_worker=1, processes=True,

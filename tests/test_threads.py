@@ -9,7 +9,7 @@ import conftest  # first: it puts helpers.py on the path
 import pytest
 import torch
 from conftest import made_up_reviews
-from test_studies import DEV, TRAIN, core, files
+from test_studies import DEV, TRAIN, core, names_in
 
 import cpu
 import helpers
@@ -127,5 +127,5 @@ def test_trials_in_threads_are_those_one_after_another(tiny_bert, tmp_path, monk
     found = in_threads(lambda _: studies.run_trials(grid, TRAIN, DEV, str(tmp_path / "threads")),
                        range(4))
     assert overlaps == [1] * len(grid), "a trial's seconds and memory are its own; none runs twice"
-    assert files(tmp_path / "threads") == files(tmp_path / "here")
+    assert names_in(tmp_path / "threads") == names_in(tmp_path / "here")
     assert [list(map(core, rows)) for rows in found] == [list(map(core, here))] * 4

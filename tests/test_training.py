@@ -555,7 +555,7 @@ def test_a_damaged_checkpoint_is_set_aside(cache, tiny_bert, monkeypatch, capsys
 KILLED = """
 import os, signal, sys
 sys.path[:0] = [{tests!r}]
-import conftest, helpers, torch
+import checkpoints, conftest, helpers, torch
 from test_training import whole_run
 torch.set_num_threads(1)
 helpers.CHECKPOINT_SECONDS = 0
@@ -580,10 +580,11 @@ for owner, name, calls in ((helpers, "summed_loss", 9), (os, "fsync", 3)):
     print("files", sum(name.endswith(".checkpoint") for name in os.listdir(
         os.path.join(os.environ["FILIMDB_CACHE"], "runs"))))
 params = whole_run({model!r})
-print("weights", helpers.weights_digest(params["model"]))
+print("weights", checkpoints.weights_digest(params["model"]))
 """
 
 
+@pytest.mark.slow
 def test_killed_runs_go_on_from_their_last_checkpoint(cache, tiny_bert):
     undisturbed = whole_run(tiny_bert)
     code = KILLED.format(tests=os.path.dirname(os.path.abspath(__file__)), model=tiny_bert)
