@@ -146,7 +146,8 @@ def plot_arm(axes, trials, key, colour, xs=None, count_failed=False):
     axes.plot([places[value] for value in sound[key]], 100 * sound["dev_accuracy"], "o",
               color=colour, alpha=0.35, markersize=6, markeredgewidth=0)
     at = [places[value] for value in table[key]]
-    heights = [table["accuracy"] - table["low"], table["high"] - table["accuracy"]]
+    heights = [(table["accuracy"] - table["low"]).values,  # a Series of one would be refused
+               (table["high"] - table["accuracy"]).values]
     axes.errorbar(at, table["accuracy"], yerr=heights, fmt="o-", color=colour, markersize=4,
                   capsize=3, elinewidth=1.2)
     known = table["accuracy"].dropna()
