@@ -1,6 +1,6 @@
 """The assignment's points, and a run's answers put in their order: for the front page and README.
 
-A notebook's answer names its point: `answers.give("Q2. ...", "...", point="4a")`. Nothing is
+A notebook's answer names its point: `study.answer("4a", "Q2. ...", "...")`. Nothing is
 imported beyond the standard library: report.py has no torch to load.
 """
 import re
@@ -24,7 +24,7 @@ def first_sentence(text):
 
 def points_named(source):
     """Return the points that a notebook's file names, whether it was run or not."""
-    return re.findall(r'\bpoint=\\?"(\w+)\\?"', source)
+    return re.findall(r'\b(?:point=|study\.answer\()\\?"(\w+)\\?"', source)
 
 
 def split_question(question):
