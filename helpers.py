@@ -98,6 +98,7 @@ class Config:
     dropout: float = 0.1       # on embeddings, layer outputs and the classifier's input [D]
     attention_dropout: float = 0.1  # on attention weights [D]
     whole_word: bool = False   # pretrain only: mask whole words instead of single tokens
+    freeze: bool = False       # pretrain only: the encoder stays fixed, the head alone learns
     max_minutes: float = 0.0   # time budget of the call; 0 = none
     seed: int = 0              # new layers and dropout
     data_seed: int = 0         # order of the reviews, masks
@@ -605,7 +606,7 @@ def count_targets(window):
 def summed_loss(forward, model, batch, device, precision="auto"):
     """Return the sum of cross entropies over the targets of a micro-batch, a scalar tensor."""
     if not count_targets([batch]):  # torch 1.3 cannot take the loss of nothing
-        return next(model.parameters()).sum() * 0
+        return next(p for p in model.parameters() if p.requires_grad).sum() * 0
     with autocast(device, precision):
         logits, targets = forward(model, {key: value.to(device) for key, value in batch.items()})
     return F.cross_entropy(logits.float(), targets, reduction="sum")
@@ -904,6 +905,9 @@ def train(texts, labels, pretrain_params=None, dev=None, n_eval=500, log_dir="",
     never reused, unless hold=True leaves it to the same call until forget(params["run"]).
     """
     config = make_config(**overrides)
+    if config.freeze:
+        raise InputError("freeze=True: for pretrain only; a classifier on a fixed BERT is "
+                         "frozen_regression on frozen_features")
     if pretrain_params is not None:
         config = dataclasses.replace(config, model=pretrained_folder(pretrain_params))
         say(f"training starts from {describe(pretrain_params)}")
@@ -1199,6 +1203,8 @@ def pretrain(texts, parts=(), log_dir="", **overrides):
 
 def run_mlm(model, tokenizer, texts, config, folder, log_dir=""):
     """Train by masked LM and save the model as a folder with its note and history."""
+    if config.freeze:
+        freeze_encoder(model)
     device, tokens = next(model.parameters()).device, prepare(texts, tokenizer, config)
     order = torch.randperm(len(texts), generator=generator("held out")).tolist()
     held = set(order[:min(HELD_OUT, max(1, len(texts) // 10))])
@@ -1229,6 +1235,15 @@ def run_mlm(model, tokenizer, texts, config, folder, log_dir=""):
             "minutes": history[-1]["seconds"] / 60}, history, architectures=["BertForPreTraining"])
         remove_if_there(folder + ".checkpoint")
     wait_for_all()
+
+
+def freeze_encoder(model):
+    """Let the masked-LM head alone learn, so that a new one is fitted before it moves the encoder.
+
+    Its transform and bias, that is: its output matrix is the encoder's word embeddings (tied).
+    """
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name.startswith("cls.predictions."))
 
 
 def pretrained_folder(pretrain_params):

@@ -115,21 +115,22 @@ class Study:
         """Return the Effects of each value of a key against the base's: effects.compare."""
         return effects.compare(trials, key, base, by, margin=self.margin, **options)
 
-    def baselines(self, **settings):
+    def baselines(self, train=None, **settings):
         """Return {name: "0110..." on dev} of what BERT has to beat, on the very words it reads.
 
-        settings: of the trials that they are compared with (seq_len, keep, words), else as here.
+        train: another Part to learn from. settings: of the trials that they are compared with
+        (seq_len, keep, words), else as here.
         """
-        config = self.config(**settings)
-        key = config.seq_len, config.keep, config.words
+        config, train = self.config(**settings), train or self.train
+        key = config.seq_len, config.keep, config.words, tuple(train.ids)
         if key not in self._baselines:
             _, tokenizer = helpers.load_bert(config.model)
             read, unseen = (helpers.texts_as_read(part.texts, tokenizer, config)
-                            for part in (self.train, self.dev))
-            most = Counter(self.train.labels).most_common(1)[0][0]
+                            for part in (train, self.dev))
+            most = Counter(train.labels).most_common(1)[0][0]
             guesses = {"commonest label": [most] * len(unseen),
-                       "naive Bayes": helpers.naive_bayes(read, self.train.labels, unseen),
-                       "TF-IDF": helpers.tfidf_regression(read, self.train.labels, unseen)}
+                       "naive Bayes": helpers.naive_bayes(read, train.labels, unseen),
+                       "TF-IDF": helpers.tfidf_regression(read, train.labels, unseen)}
             self._baselines[key] = {name: right_guesses(labels, self.dev.labels)
                                     for name, labels in guesses.items()}
         return self._baselines[key]

@@ -28,6 +28,8 @@ def test_each_point_has_its_answers_or_says_that_there_is_none():
 def test_points_are_found_in_a_file_as_in_a_cell():
     assert assignment.points_named('give("a", point="3a")\nother_point="x"; give(point="R1")') == ["3a", "R1"]
     assert assignment.points_named(r'"give(\"a\", point=\"3a\")\n"') == ["3a"]
+    assert assignment.points_named('study.answer("R1", "Q1?")\nstudy.answer("", "Q")') == ["R1"]
+    assert assignment.points_named(r'"study.answer(\"R1\", \"Q1?\")\n"') == ["R1"]
 
 
 @pytest.mark.parametrize("text, first", [

@@ -415,8 +415,75 @@ def test_a_damaged_folder_is_set_aside_and_done_again(cache, tiny_bert, capsys, 
     assert all(torch.equal(value, sound[key]) for key, value in state_of(again["path"]).items())
 
 
-def test_interrupted_pretraining_goes_on_bit_for_bit(cache, tiny_bert, monkeypatch, capsys):
-    undisturbed = pretrain(TEXTS, model=tiny_bert, **QUICK)
+# ---- the head alone ----------------------------------------------------------------------------
+
+def test_with_a_frozen_encoder_the_head_alone_learns(cache, tiny_bert, monkeypatch):
+    trained, real = [], helpers.make_optimizer
+
+    def spy(model, config):
+        optimizer = real(model, config)
+        names = {id(parameter): name for name, parameter in model.named_parameters()}
+        trained.extend(names[id(parameter)] for group in optimizer.param_groups
+                       for parameter in group["params"])
+        return optimizer
+
+    monkeypatch.setattr(helpers, "make_optimizer", spy)
+    before = {key: value.clone() for key, value in load_bert(tiny_bert, "mlm")[0].state_dict().items()}
+    note = pretrain(TEXTS, model=tiny_bert, freeze=True, **QUICK)
+    after = state_of(note["path"])
+    assert set(after) == set(before)
+    changed = {key for key in after if not torch.equal(after[key], before[key])}
+    head = ["bias", "transform.dense.weight", "transform.dense.bias", "transform.LayerNorm.weight",
+            "transform.LayerNorm.bias"]
+    assert sorted(trained) == sorted("cls.predictions." + name for name in head)
+    # today's stack stores the head's bias a second time, as the output layer's
+    assert changed - {"cls.predictions.decoder.bias"} == set(trained)
+    assert note["loss_after"] < note["loss_before"] - 0.01 and note["config"]["freeze"] is True
+    model = load_bert(note["path"], "mlm")[0]
+    assert all(parameter.requires_grad for parameter in model.parameters())
+
+
+def test_a_pretraining_of_all_goes_on_from_the_frozen_one(cache, tiny_bert):
+    frozen = pretrain(TEXTS, model=tiny_bert, freeze=True, **QUICK)
+    whole = pretrain(TEXTS, model=frozen["path"], **QUICK)
+    assert whole["path"] != frozen["path"]
+    assert whole["loss_before"] == pytest.approx(frozen["loss_after"], abs=1e-5)
+    assert whole["loss_after"] < whole["loss_before"]
+    before, after = state_of(frozen["path"]), state_of(whole["path"])
+    name = "bert.encoder.layer.0.output.dense.weight"
+    assert not torch.equal(before[name], after[name])
+
+
+def test_freezing_is_part_of_the_name_where_it_is_used(cache, tiny_bert):
+    key = pretrain(TEXTS, model=tiny_bert, **QUICK)["key"]
+    assert pretrain(TEXTS, model=tiny_bert, freeze=False, **QUICK)["key"] == key
+    assert pretrain(TEXTS, model=tiny_bert, freeze=True, **QUICK)["key"] != key
+
+
+def test_a_step_of_a_frozen_encoder_may_have_no_target(cache, tiny_bert, monkeypatch):
+    real = helpers.mask_tokens
+
+    def rarely(*args):  # every other call masks nothing
+        corrupted, labels = real(*args)
+        rarely.calls += 1
+        return corrupted, labels if rarely.calls % 2 else torch.full_like(labels, IGNORE)
+
+    rarely.calls = 0
+    monkeypatch.setattr(helpers, "mask_tokens", rarely)
+    note = pretrain(TEXTS, model=tiny_bert, freeze=True, **QUICK)
+    with open(os.path.join(note["path"], "history.json")) as file:
+        assert [row["step"] for row in json.load(file) if row.get("loss", 0) is None]
+
+
+def test_a_classifier_cannot_freeze(cache, tiny_bert):
+    with pytest.raises(InputError, match="freeze=True: for pretrain only") as caught:
+        train(["good", "bad"], ["pos", "neg"], freeze=True, model=tiny_bert, **TUNING)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("freeze", [False, True])
+def test_interrupted_pretraining_goes_on_bit_for_bit(cache, tiny_bert, monkeypatch, capsys, freeze):
+    undisturbed = pretrain(TEXTS, model=tiny_bert, freeze=freeze, **QUICK)
     expected = state_of(undisturbed["path"])
     with open(os.path.join(undisturbed["path"], "history.json")) as file:
         history = json.load(file)
@@ -434,9 +501,9 @@ def test_interrupted_pretraining_goes_on_bit_for_bit(cache, tiny_bert, monkeypat
         with monkeypatch.context() as patch:
             patch.setattr(helpers, name, interrupted)
             with pytest.raises(KeyboardInterrupt):
-                pretrain(TEXTS, model=tiny_bert, **QUICK)
+                pretrain(TEXTS, model=tiny_bert, freeze=freeze, **QUICK)
     capsys.readouterr()
-    resumed = pretrain(TEXTS, model=tiny_bert, **QUICK)
+    resumed = pretrain(TEXTS, model=tiny_bert, freeze=freeze, **QUICK)
     assert "goes on from the checkpoint after step" in capsys.readouterr().out
     assert resumed["path"] != undisturbed["path"]
     for key, value in state_of(resumed["path"]).items():

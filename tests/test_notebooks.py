@@ -37,6 +37,11 @@ def has_study(name):
 ")
 
 
+def has_study(name):
+    """Tell whether a page works with studies.Study, in place of Answers and a banner."""
+    return "import studies" in sources(name, "code")[0].split("\n")
+
+
 def questions(name):
     """Return the numbers of the questions that the first cell asks."""
     return re.findall(r"(?m)^[-*] (?:\*\*)?Q(\d+)\b", sources(name, "markdown")[0])

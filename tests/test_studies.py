@@ -146,8 +146,8 @@ def test_a_row_is_what_training_and_classifying_give(grid, tmp_path):
 
 OTHER = dict(seq_len=17, keep="tail", words=5, batch_size=4, accumulation=2, epochs=2, lr=2e-3,
              optimizer="adamw", weight_decay=0.1, warmup=0.2, decay="none", clip_norm=2.0,
-             dropout=0.2, attention_dropout=0.2, whole_word=True, max_minutes=9.0, seed=9,
-             data_seed=9, **({"precision": "bf16"} if TODAY else {}))
+             dropout=0.2, attention_dropout=0.2, whole_word=True, freeze=True, max_minutes=9.0,
+             seed=9, data_seed=9, **({"precision": "bf16"} if TODAY else {}))
 
 
 def test_a_key_depends_on_all_that_matters(grid, tiny_bert, tmp_path, monkeypatch):
@@ -1102,3 +1102,21 @@ if __name__ == "__main__":
         os.environ["FILIMDB_CACHE"] = place
         torch.set_num_threads(1)
         write_reference(place)
+
+
+# ---- a page's study ----------------------------------------------------------------------------
+
+def test_the_baselines_learn_from_the_part_and_the_words_that_are_named(tmp_path):
+    study = studies.Study("page", "sample", str(conftest.ROOT / "data/sample"),
+                          str(conftest.ROOT / "data/sample/bert"), str(tmp_path), 60, 40, seq_len=64)
+    few = helpers.subset(study.train, 20)
+    other = few._replace(ids=[id + "b" for id in few.ids], labels=["neg"] * 19 + ["pos"])
+    whole, less, words = study.baselines(), study.baselines(train=few), study.baselines(words=3)
+    assert study.baselines(few) is less is not whole and study.baselines() is whole
+    assert len({one["TF-IDF"] for one in (whole, less, words)}) == 3
+    assert study.baselines(other)["commonest label"] == studies.right_guesses(
+        ["neg"] * 40, study.dev.labels)
+    read, unseen = (helpers.texts_as_read(part.texts, helpers.load_bert(study.model)[1],
+                                          study.config()) for part in (few, study.dev))
+    assert less["TF-IDF"] == studies.right_guesses(
+        helpers.tfidf_regression(read, few.labels, unseen), study.dev.labels)
