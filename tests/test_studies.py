@@ -23,6 +23,8 @@ from conftest import SOAK, TODAY, made_up_reviews, make_tiny_bert
 from hypothesis import given
 from hypothesis import strategies as st
 
+import assignment
+import effects
 import files
 import helpers
 import runtime
@@ -1113,3 +1115,13 @@ if __name__ == "__main__":
         os.environ["FILIMDB_CACHE"] = place
         torch.set_num_threads(1)
         write_reference(place)
+
+
+def test_every_effect_of_an_answer_begins_like_a_sentence():
+    study = studies.Study.__new__(studies.Study)  # what an answer needs of it, no more
+    study.answers = []
+    effect = effects.Effect(("lr 2", "1"), 1.0, 0.0, 2.0, 0.5, n_seeds=2, n_reviews=9, margin=1.5)
+    study.answer("", "Q1. Does it?", [effect, effect], expected="better")
+    answer = study.answers[0]["answer"]
+    assert answer.count("Lr 2 against 1: +1.0 points") == 2
+    assert assignment.first_sentence(answer) + " " + assignment.first_sentence(answer) == answer
