@@ -539,7 +539,8 @@ def show_source(function, around="", context=9):
             raise InputError(f"{name}: no line has {around!r}; name a text that it has")
         code[at] = f'<mark style="background:#fff1b8;color:inherit">{code[at]}</mark>'
         begin, end = max(0, at - context), at + context + 1
-    where = (f"{os.path.basename(inspect.getsourcefile(function))}, line "
+    file = inspect.getsourcefile(inspect.unwrap(function))  # not its decorator's
+    where = (f"{os.path.basename(file)}, line "
              f"{inspect.getsourcelines(function)[1] + begin}")
     show_html(f'<details open class="source"><summary><code>{html.escape(name)}</code>, '
               f'{html.escape(where)}</summary><pre style="{PAPER}">'

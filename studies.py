@@ -147,7 +147,7 @@ class Study:
                              f"{', '.join(POINTS)}")
         if not isinstance(answer, str):
             compared = [answer] if isinstance(answer, effects.Effect) else list(answer)
-            answer = " ".join(effect.text for effect in compared)
+            answer = " ".join(effect.text[:1].upper() + effect.text[1:] for effect in compared)
             verdict = verdict or (effects.judge(compared, expected) if expected else "")
         if isinstance(verdict, (bool, np.bool_)):
             verdict = "supported" if verdict else "contradicted"

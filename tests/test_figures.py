@@ -295,6 +295,7 @@ def test_source_is_shown_around_a_line(displayed):
     assert page.text.endswith("\n".join(lines[1:]))
     assert displayed[1][0]["text/plain"].endswith("# marked")
     figures.show_source(helpers.load_bert, around="name = model", context=1)  # cuts its docstring
+    assert displayed[2][0]["text/plain"].startswith("helpers.load_bert, helpers.py, line ")
     assert ">or</span>" in displayed[2][0]["text/html"], "code behind a docstring is no string"
     with pytest.raises(files.InputError, match="helpers.fit: no line has 'no such text'"):
         figures.show_source(helpers.fit, around="no such text")

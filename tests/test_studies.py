@@ -33,6 +33,8 @@ from tools import (
     row,
 )
 
+import assignment
+import effects
 import files
 import helpers
 import runtime
@@ -1107,8 +1109,8 @@ if __name__ == "__main__":
 # ---- a page's study ----------------------------------------------------------------------------
 
 def test_the_baselines_learn_from_the_part_and_the_words_that_are_named(tmp_path):
-    study = studies.Study("page", "sample", str(conftest.ROOT / "data/sample"),
-                          str(conftest.ROOT / "data/sample/bert"), str(tmp_path), 60, 40, seq_len=64)
+    study = studies.Study("page", "sample", str(ROOT / "data/sample"),
+                          str(ROOT / "data/sample/bert"), str(tmp_path), 60, 40, seq_len=64)
     few = helpers.subset(study.train, 20)
     other = few._replace(ids=[id + "b" for id in few.ids], labels=["neg"] * 19 + ["pos"])
     whole, less, words = study.baselines(), study.baselines(train=few), study.baselines(words=3)
@@ -1120,3 +1122,11 @@ def test_the_baselines_learn_from_the_part_and_the_words_that_are_named(tmp_path
                                           study.config()) for part in (few, study.dev))
     assert less["TF-IDF"] == studies.right_guesses(
         helpers.tfidf_regression(read, few.labels, unseen), study.dev.labels)
+def test_every_effect_of_an_answer_begins_like_a_sentence():
+    study = studies.Study.__new__(studies.Study)  # what an answer needs of it, no more
+    study.answers = []
+    effect = effects.Effect(("lr 2", "1"), 1.0, 0.0, 2.0, 0.5, n_seeds=2, n_reviews=9, margin=1.5)
+    study.answer("", "Q1. Does it?", [effect, effect], expected="better")
+    answer = study.answers[0]["answer"]
+    assert answer.count("Lr 2 against 1: +1.0 points") == 2
+    assert assignment.first_sentence(answer) + " " + assignment.first_sentence(answer) == answer
