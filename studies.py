@@ -163,8 +163,13 @@ class Study:
                   f'{question} {row["answer"]} {said}', answer=row)
 
     def summary(self):
-        """Return all answers as a table to show."""
-        return pd.DataFrame(self.answers, columns=["question", "answer", "verdict"])
+        """Show all answers in one table."""
+        keys = "question", "answer", "verdict"
+        rows = "".join("<tr>" + "".join(f"<td>{html.escape(row[key])}</td>" for key in keys)
+                       for row in self.answers)
+        head = "".join(f"<th>{key}</th>" for key in keys)
+        show_html(f"<table><thead><tr>{head}</thead><tbody>{rows}</tbody></table>",
+                  "\n".join(": ".join(row[key] for key in keys) for row in self.answers))
 
     @property
     def sample_size(self):

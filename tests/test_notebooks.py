@@ -33,12 +33,6 @@ each = pytest.mark.parametrize("name", sorted(PATHS))
 
 def has_study(name):
     """Tell whether a page works with studies.Study, in place of Answers and a banner."""
-    return "import studies" in sources(name, "code")[0].split("
-")
-
-
-def has_study(name):
-    """Tell whether a page works with studies.Study, in place of Answers and a banner."""
     return "import studies" in sources(name, "code")[0].split("\n")
 
 
