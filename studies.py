@@ -20,7 +20,6 @@ import re
 import statistics
 import sys
 import time
-import unicodedata
 from collections import Counter, namedtuple
 
 import numpy as np
@@ -461,11 +460,6 @@ def peak_memory():
         1 if sys.platform == "darwin" else 1024)
 
 
-def rows_of(rows, **fixed):
-    """Return the rows whose config has these values."""
-    return [row for row in rows if all(row["config"][key] == fixed[key] for key in fixed)]
-
-
 def values_of(rows, metric="dev_accuracy"):
     """Return a metric of the rows without a mark, a list of floats."""
     return [row["metrics"][metric] for row in rows if not row["mark"]]
@@ -482,18 +476,6 @@ def spread(rows, metric="dev_accuracy"):
     return Spread(statistics.mean(values) if values else math.nan,
                   statistics.stdev(values) if len(values) > 1 else math.nan,
                   len(values), len(rows) - len(values))
-
-
-def show(s, percent=True):
-    """Return a Spread as text: "87.3 ± 0.4 % (3 seeds)"."""
-    if not s.n:
-        return f"not measured ({effects.number_of(s.marked, 'trial')} broken and left out)"
-    scale, unit = (100, " %") if percent else (1, "")
-    text = f"{s.mean * scale:.3g}" if not percent else f"{s.mean * scale:.1f}"
-    if s.n > 1:
-        text += f" ± {s.sd * scale:.1f}" if percent else f" ± {s.sd * scale:.2g}"
-    text += f"{unit} ({effects.number_of(s.n, 'seed')}"
-    return text + (f", {s.marked} broken and left out)" if s.marked else ")")
 
 
 def paired_t(differences):
@@ -550,77 +532,12 @@ def compare(rows_a, rows_b, names=("A", "B"), alpha=0.05):
         f"; {left_out} broken or unpaired trials left out" if left_out else ""))
 
 
-def expected_best(values, n):
-    """Return the expected maximum of n draws with replacement; Dodge et al. 2019, equation 6."""
-    ordered, total = sorted(values), len(values)
-    return sum(v * ((i / total) ** n - ((i - 1) / total) ** n) for i, v in enumerate(ordered, 1))
-
-
-def best_of(grid_values, rows, key, metric="dev_accuracy"):
-    """Return (best value of `key` by mean, a sentence more when it is at the edge of the grid)."""
-    means = {value: spread(rows_of(rows, **{key: value}), metric).mean for value in grid_values}
-    sound = {value: mean for value, mean in means.items() if not math.isnan(mean)}
-    if not sound:
-        raise InputError(f"no trial over {key} came to an end; look at the rows' marks")
-    best = max(sound, key=sound.get)
-    edge = best in (min(grid_values), max(grid_values)) and len(grid_values) > 2
-    return best, f" {key} = {best:g} is at the edge of the grid; a wider one may do better." * edge
-
-
 # ---- optimizers and regularizers (notebooks 06 to 08) ------------------------------------------
-
-def series(row, key):
-    """Return a figure of a trial's history: one number for each step that has it."""
-    return [point[key] for point in row["history"] if key in point]
-
-
-def counted(rows):
-    """Return the rows with collapsed trials as full members, where collapsing is the outcome."""
-    return [dict(row, mark="") if row["metrics"] else row for row in rows]
 
 
 def gap(rows):
     """Return mean training accuracy less mean dev accuracy in points; nan without a sound row."""
     return 100 * (spread(rows, "train_accuracy").mean - spread(rows).mean)
-
-
-def leads(base, rows):
-    """Return by how many points each trial leads the base's one of the same seed, both sound."""
-    known = {row["config"]["seed"]: row["metrics"]["dev_accuracy"] for row in base
-             if not row["mark"]}
-    return [100 * (row["metrics"]["dev_accuracy"] - known[row["config"]["seed"]]) for row in rows
-            if not row["mark"] and row["config"]["seed"] in known]
-
-
-def best_setting(rows, keys):
-    """Return {key: value} of the best sound setting: by mean dev accuracy, then by dev loss."""
-    settings = sorted({tuple(r["config"][key] for key in keys) for r in rows if not r["mark"]})
-    if not settings:
-        raise InputError(f"no trial over {', '.join(keys)} came to a sound end; see their marks")
-
-    def quality(values):
-        some = rows_of(rows, **dict(zip(keys, values)))
-        return spread(some).mean, -spread(some, "dev_loss").mean
-    return dict(zip(keys, max(settings, key=quality)))
-
-
-def at_edge(setting, rows):
-    """Return the keys whose value is the least or the most of three or more tried."""
-    tried = {key: {row["config"][key] for row in rows} for key in setting}
-    return [key for key, values in tried.items()
-            if len(values) > 2 and setting[key] in (min(values), max(values))]
-
-
-def swing(rows, key, given):
-    """Return the range of dev accuracy over `key`, in points, averaged over values of `given`."""
-    ranges = []
-    for value in {row["config"][given] for row in rows}:
-        some = rows_of(rows, **{given: value})
-        means = [spread(rows_of(some, **{key: x})).mean
-                 for x in {row["config"][key] for row in some}]
-        known = [mean for mean in means if not math.isnan(mean)]
-        ranges.extend([100 * (max(known) - min(known))] if known else [])
-    return statistics.mean(ranges) if ranges else math.nan
 
 
 def group_table(bert, optimizer):
@@ -632,152 +549,11 @@ def group_table(bert, optimizer):
             for group in optimizer.param_groups]
 
 
-def decayed_names(bert, optimizer):
-    """Return the set of names of the parameters that the optimizer decays."""
-    decayed = {id(p) for group in optimizer.param_groups if group["weight_decay"]
-               for p in group["params"]}
-    return {name for name, p in bert.named_parameters() if id(p) in decayed}
-
-
-def weights_by_name(bert):
-    """Return {name: weights on the CPU}."""
-    return {name: p.detach().cpu() for name, p in bert.named_parameters()}
-
-
-def step_from_zero_gradient(model, **overrides):
-    """Return {name: weights} after one optimizer step in which every gradient is zero.
-
-    In double precision, so that rounding does not blur so small a step.
-    """
-    bert = helpers.load_bert(model)[0].double()
-    for p in bert.parameters():
-        p.grad = torch.zeros_like(p)
-    helpers.make_optimizer(bert, helpers.make_config(model=model, **overrides)).step()
-    return weights_by_name(bert)
-
-
-def decay_keeps(row):
-    """Return the share of a weight that AdamW's decay alone leaves: all 1 - lr * decay."""
-    factors = [1 - lr * row["config"]["weight_decay"] for lr in series(row, "lr")]
-    return float(torch.tensor(factors, dtype=torch.float64).prod())
-
-
-def trained_weights(part, **overrides):
-    """Train outside the store; return ({name: weights}, what `decay_keeps` says of the run)."""
-    params = helpers.train(part.texts, part.labels, **overrides)
-    return weights_by_name(params["model"]), decay_keeps(
-        {"config": overrides, "history": params["history"]})
-
-
-def norm_ratios(after, before, kinds):
-    """Return {kind: L2 norm after / before} of {kind: {name: mask of rows, or slice(None)}}."""
-    def norm(weights, rows):
-        return math.sqrt(sum(float(weights[n][mask].double().pow(2).sum())
-                             for n, mask in rows.items()))
-    return {kind: norm(after, rows) / norm(before, rows) for kind, rows in kinds.items()}
-
-
-def batch_gradients(part, config):
-    """Return the gradients of the first batch of a training, a list of tensors."""
-    (bert, tokenizer), cpu = helpers.load_bert(config.model), torch.device("cpu")
-    ids = [helpers.LABEL_IDS[label] for label in part.labels]
-    window = helpers.classifier_batches(helpers.prepare(part.texts, tokenizer, config), ids,
-                                        config, tokenizer, cpu)(0)
-    for batch in window:
-        loss = helpers.summed_loss(helpers.classifier_forward, bert, batch, cpu, config.precision)
-        (loss / helpers.count_targets(window)).backward()
-    return [p.grad for p in bert.parameters() if p.grad is not None]
-
-
-def clip_once(gradients, threshold):
-    """Return (norm before, gradients after as one flat tensor) of clipping them together."""
-    weights = [torch.zeros_like(g, requires_grad=True) for g in gradients]
-    for weight, gradient in zip(weights, gradients):
-        weight.grad = gradient.clone()
-    before = float(torch.nn.utils.clip_grad_norm_(weights, threshold))
-    return before, torch.cat([weight.grad.flatten() for weight in weights])
-
-
-def step_length(kind, gradient, lr):
-    """Return the L2 norm of the first update of an optimizer (torch.optim's) by the gradient."""
-    weights = torch.zeros_like(gradient, requires_grad=True)
-    weights.grad = gradient
-    kind([weights], lr=lr).step()
-    return float(weights.detach().norm())
-
-
-def steps_around_spike(lr, threshold=0.0, n=60, at=20, spike=100.0):
-    """Return Adam's n steps / lr on one weight: all gradients are 1, but one; clipped or not."""
-    weight, steps = torch.zeros(1, requires_grad=True), []
-    optimizer = torch.optim.Adam([weight], lr=lr)
-    for step in range(n):
-        before, weight.grad = weight.item(), torch.tensor([spike if step == at else 1.0])
-        if threshold:
-            torch.nn.utils.clip_grad_norm_([weight], threshold)
-        optimizer.step()
-        steps.append((before - weight.item()) / lr)
-    return steps
-
-
-def clipped_shares(rows):
-    """Return for each trial with a history the share of its steps in which clipping acted."""
-    return [statistics.mean(norm > row["config"]["clip_norm"] > 0
-                            for norm in series(row, "grad_norm"))
-            for row in rows if row["history"]]
-
-
-def unsettled(tests, large=0.05):
-    """Return the keys of {key: Comparison} that are too large to call nothing, or untested."""
-    return [key for key, test in tests.items() if math.isnan(test.p) or (
-        abs(test.difference) > large and not test.significant)]
-
-
-def dropout_modules(bert):
-    """Return {p: names of the nn.Dropout modules with this p}."""
-    found = {}
-    for name, module in bert.named_modules():
-        if isinstance(module, torch.nn.Dropout):
-            found.setdefault(module.p, []).append(name)
-    return found
-
-
-def starred(names):
-    """Return the names in one line, layers' numbers as *, each once."""
-    return ", ".join(sorted({re.sub(r"\b\d+\b", "*", name) for name in names}))
-
-
-def passes_differ(model, **dropouts):
-    """Tell whether two passes of the model in training mode differ."""
-    with torch.random.fork_rng(), torch.no_grad():
-        bert, ids = helpers.load_bert(model, **dropouts)[0].train(), torch.arange(20, 40)[None]
-        torch.manual_seed(0)
-        one, two = (bert(ids, attention_mask=torch.ones_like(ids))[0] for _ in range(2))
-    return not torch.equal(one, two)
-
-
 def around(default, grid, names):
     """Return {"default": default, "NAME = value": default with this one value changed, ...}."""
     return dict({"default": default}, **{
         f"{names[key]} = {value:g}": dict(default, **{key: value})
         for key in grid for value in grid[key] if value != default[key]})
-
-
-def draw_setting(default, grid, random):
-    """Return a random {weight_decay, dropout, attention_dropout}; random: a torch.Generator.
-
-    Dropouts are uniform up to the grid's end, weight decay log-uniform from the default on.
-    """
-    u = torch.rand(3, generator=random, dtype=torch.float64).tolist()
-    low, high = default["weight_decay"], max(grid["weight_decay"])
-    return {"weight_decay": round(low * (high / low) ** u[0], 4),
-            "dropout": round(max(grid["dropout"]) * u[1], 2),
-            "attention_dropout": round(max(grid["attention_dropout"]) * u[2], 2)}
-
-
-def luck_curve(mean, sd, n, draws=2000):
-    """Return the expected best of 1 to n draws of nothing but normal noise, by simulation."""
-    noise = torch.randn(draws, n, generator=runtime.generator("luck"), dtype=torch.float64)
-    return [mean + sd * float(noise[:, :k].max(1)[0].mean()) for k in range(1, n + 1)]
 
 
 # ---- memory ------------------------------------------------------------------------------------
@@ -817,26 +593,6 @@ def step_fits(model, optimizer, size, seq_len):
             torch.cuda.empty_cache()
 
 
-def estimated_batch(config, n_weights, seq_len, memory):
-    """Estimate the largest batch of a training step in fp32 in `memory` bytes; no measurement.
-
-    Weights, gradients and Adam's two moments take 16 bytes a weight. Activations of a layer, after
-    Korthikanti et al. 2022, equation 1, in 4-byte numbers with 1-byte dropout masks:
-    s (66 h + 9 a s) bytes an example.
-    """
-    h, a, layers = config.hidden_size, config.num_attention_heads, config.num_hidden_layers
-    return max(0, int((memory - 16 * n_weights) // (
-        layers * seq_len * (66 * h + 9 * a * seq_len))))
-
-
-def fitting_batches(model, lengths, device):
-    """Return ("measured" or "estimated", the largest batches at these numbers of tokens)."""
-    if device.type == "cuda":
-        return "measured", [largest_batch(model.to(device), n) for n in lengths]
-    n_weights, memory = sum(p.numel() for p in model.parameters()), memory_of(device)
-    return "estimated", [estimated_batch(model.config, n_weights, n, memory) for n in lengths]
-
-
 def device_name(device):
     """Return the GPU's name, or what there is of a CPU."""
     threads = torch.get_num_threads()
@@ -853,30 +609,6 @@ def memory_of(device):
 
 # ---- reviews, whole and in parts; masked words --------------------------------------------------
 
-class Windows:
-    """The windows of many texts as texts of their own, for helpers.predict_logits."""
-
-    def __init__(self, tokens, size):
-        self.tokens, self.spans = tokens, helpers.windows_of(tokens.lengths, size)
-        self.lengths = [end - start for _, start, end in self.spans]
-
-    def __len__(self):
-        return len(self.spans)
-
-    def __getitem__(self, i):
-        text, start, end = self.spans[i]
-        return self.tokens[text][start:end]
-
-
-def window_logits(params, tokens):
-    """Return the mean logits over windows that cover each whole text, (n, labels)."""
-    windows = Windows(tokens, params["config"].seq_len - 2)
-    logits = helpers.predict_logits(params["model"], windows, params["tokenizer"],
-                                    params["config"])
-    owner = torch.tensor([text for text, _, _ in windows.spans], dtype=torch.int64)
-    total = torch.zeros(len(tokens), logits.shape[1]).index_add(0, owner, logits)
-    return total / torch.bincount(owner, minlength=len(tokens)).clamp(min=1).float()[:, None]
-
 
 def right_guesses(guesses, labels):
     """Return "0110...": where a guess is the label."""
@@ -888,73 +620,10 @@ def right_string(logits, labels):
     return right_guesses(logits.argmax(1).tolist(), [helpers.LABEL_IDS[name] for name in labels])
 
 
-def as_row(correct, seed):
-    """Return predictions that come from no trial in the form that `compare` takes."""
-    return {"config": {"seed": seed, "data_seed": seed}, "mark": "", "correct": correct,
-            "metrics": {"dev_accuracy": correct.count("1") / len(correct)}}
-
-
-def mistakes(params, part):
-    """Return [(probability of the wrong label, index)] of a part's mistakes, the surest first."""
-    sure, guesses = logits_of(params, part.texts).softmax(1).max(1)
-    right = [helpers.LABEL_IDS[label] for label in part.labels]
-    return sorted(((p, i) for i, (p, guess) in enumerate(zip(sure.tolist(), guesses.tolist()))
-                   if guess != right[i]), reverse=True)
-
-
-def enough_words(rows, ks, keep):
-    """Return (k, Comparison) of the least k not significantly below all words; else Nones."""
-    for k in ks:
-        test = compare(rows_of(rows, keep=keep, words=k), rows_of(rows, keep=keep, words=0),
-                       (f"{k} words", "all"))
-        if not (test.significant and test.difference > 0):
-            return k, test
-    return None, None
-
-
-def thirds(lengths):
-    """Return the indices of the shortest third, the middle one, the longest one."""
-    order = sorted(range(len(lengths)), key=lengths.__getitem__)
-    return [order[i * len(order) // 3:(i + 1) * len(order) // 3] for i in range(3)]
-
-
-def shares_right(rows, group):
-    """Return for each sound trial the share of a group of reviews (indices) that it has right."""
-    return [statistics.mean(int(row["correct"][i]) for i in group) for row in rows
-            if not row["mark"]]
-
-
-def only_right(rows, others):
-    """Return the indices that every sound trial of `rows` has right and of `others` wrong."""
-    def always(some, mark):
-        known = zip(*(row["correct"] for row in some if not row["mark"]))
-        return {i for i, marks in enumerate(known) if set(marks) == {mark}}
-    return sorted(always(rows, "1") & always(others, "0"))
-
-
 def shuffled_words(texts):
     """Return the texts, the words of each in a random order that its place alone decides."""
     return [" ".join(random.Random(i).sample(words, len(words)))
             for i, words in enumerate(text.split() for text in texts)]
-
-
-def top_words(model, tokenizer, sentences, k=5):
-    """Return for each sentence with one [MASK] the k likeliest tokens, the likeliest first."""
-    found = []
-    for sentence in sentences:
-        left, right = sentence.split("[MASK]")
-        ids = [tokenizer.cls_token_id, *tokens_of(left, tokenizer), tokenizer.mask_token_id,
-               *tokens_of(right, tokenizer), tokenizer.sep_token_id]
-        with runtime.inference_mode():
-            hidden = model.bert(torch.tensor([ids]))[0][0, ids.index(tokenizer.mask_token_id)]
-            best = model.cls.predictions(hidden[None])[0].topk(k)[1]
-        found.append(tokenizer.convert_ids_to_tokens(best.tolist()))
-    return found
-
-
-def tokens_of(text, tokenizer):
-    """Return the ids of a text's tokens."""
-    return tokenizer.convert_tokens_to_ids(tokenizer.tokenize(text))
 
 
 # ---- checks of the set-up and of the vectors (notebooks 01, 02) --------------------------------
@@ -963,11 +632,6 @@ def tokens_of(text, tokenizer):
 STACKS = {"2019": ("the pinned stack of 2019", "requirements-2019.txt",
                    {"python": "3.7", "torch": "1.3"}),
           "today": ("today's stack", "requirements.txt", {"python": "3.10 3.11 3.12"})}
-# The settings of bert-base-uncased's published config.json that give its size.
-BERT_BASE = {"vocab_size": 30522, "max_position_embeddings": 512, "type_vocab_size": 2,
-             "hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12,
-             "intermediate_size": 3072}
-ACCENTED = r"[À-ÅÇ-ÏÑ-ÖÙ-Ýà-åç-ïñ-öù-ýÿ]"
 CONTROL = r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]"  # tab and newline count as spaces
 
 
@@ -1025,219 +689,9 @@ def cased_tokenizer(model):
         return BertTokenizer.from_pretrained(files.find_path(model), do_lower_case=False)
 
 
-def without_accents(text):
-    """Return a text in NFD without its combining marks."""
-    decomposed = unicodedata.normalize("NFD", text)
-    return "".join(c for c in decomposed if unicodedata.category(c) != "Mn")
-
-
-def without_controls(text):
-    """Return a text without the characters that BERT's cleaning drops."""
-    return "".join(c for c in text if c in "\t\n\r" or
-                   unicodedata.category(c) not in ("Cc", "Cf", "Co"))
-
-
 def visible(text):
     """Return a text with its control characters spelled out."""
     return re.sub(CONTROL, lambda match: f"\\x{ord(match.group()):02x}", text)
-
-
-def passages(texts, pattern, n=4):
-    """Return n passages around different matches of the pattern, each from another text."""
-    found = {}
-    for text in texts:
-        match = re.search(pattern, text)
-        if match and len(found) < n and match.group().lower() not in found:
-            start = text.rfind(" ", 0, max(0, match.start() - 12)) + 1
-            end = text.find(" ", match.end() + 12)
-            found[match.group().lower()] = text[start:end if end > 0 else match.end() + 30]
-    return list(found.values())
-
-
-def tokens_table(texts, tokenizer, **changes):
-    """Return a row per text: its tokens, and whether each change of the text leaves them."""
-    return [dict({"as written": visible(text), "tokens": " ".join(tokenizer.tokenize(text))},
-                 **{name.replace("_", " "): "same" if tokenizer.tokenize(change(text))
-                    == tokenizer.tokenize(text) else "OTHER" for name, change in changes.items()})
-            for text in texts]
-
-
-def changed_by(change, texts, tokenizer):
-    """Return (how many texts the change alters, how many of these then get other tokens)."""
-    tokens = helpers.tokenize_all(texts, tokenizer)
-    altered = [i for i, text in enumerate(texts) if change(text) != text]
-    again = helpers.tokenize([change(texts[i]) for i in altered], tokenizer)
-    return len(altered), sum(row.tolist() != tokens[i] for i, row in zip(altered, again))
-
-
-def unknown_share(texts, tokenizer):
-    """Return the percentage of the texts' tokens that are [UNK]."""
-    ids = helpers.tokenize_all(texts, tokenizer).ids
-    return 100 * float((ids == tokenizer.unk_token_id).mean())
-
-
-def unknown_characters(texts, tokenizer):
-    """Return {character: how often it stands in the texts}, of those that are [UNK] alone.
-
-    No space is: transformers 2.1 makes any special token of it, another in each process.
-    """
-    counts = Counter(c for text in texts for c in text
-                     if (ord(c) > 126 or not c.isalnum()) and not c.isspace())
-    return {c: n for c, n in counts.most_common() if tokenizer.unk_token in tokenizer.tokenize(c)}
-
-
-def blocks_of(model):
-    """Return {block: parameters} of a BERT classifier, counted: embeddings, layer 1 ..."""
-    counted = Counter()
-    for name, parameter in model.named_parameters():
-        layer = re.search(r"encoder\.layer\.(\d+)\.", name)
-        counted[f"layer {int(layer.group(1)) + 1}" if layer else
-                re.sub(r"^bert\.", "", name).split(".")[0]] += parameter.numel()
-    return dict(counted)
-
-
-def blocks_by_formula(sizes):
-    """Return {block: parameters} of a BERT classifier with 2 labels, from its sizes alone."""
-    h, i = sizes["hidden_size"], sizes["intermediate_size"]
-    rows = sizes["vocab_size"] + sizes["max_position_embeddings"] + sizes["type_vocab_size"]
-    layer = 4 * (h * h + h) + 2 * h * i + i + h + 4 * h
-    layers = {f"layer {n}": layer for n in range(1, sizes["num_hidden_layers"] + 1)}
-    return dict(embeddings=rows * h + 2 * h, **layers, pooler=h * h + h, classifier=2 * h + 2)
-
-
-def in_layers(blocks):
-    """Return the number of parameters that lie in the encoder's layers."""
-    return sum(n for block, n in blocks.items() if block.startswith("layer"))
-
-
-def blocks_table(models):
-    """Return a row per block of {model: {block: parameters}} with shares in %, and their sum."""
-    deepest = max(models.values(), key=len)
-    models = {name: dict(blocks, sum=sum(blocks.values())) for name, blocks in models.items()}
-    return [dict({"block": block}, **{
-        name: f"{blocks[block]:,} ({100 * blocks[block] / blocks['sum']:.1f} %)"
-        if block in blocks else "-" for name, blocks in models.items()})
-        for block in [*deepest, "sum"]]
-
-
-def words_of(ids, tokenizer):
-    """Return tokens as text, those of a word joined; on both stacks the same."""
-    return " ".join(tokenizer.convert_ids_to_tokens(ids)).replace(" ##", "")
-
-
-def padded_logits(model, rows, tokenizer, length=0, mask=True, fill=None):
-    """Return the logits of rows of ids, padded to `length` if that is more, (rows, labels).
-
-    mask: hide the padding from the model. fill: ids to put under it, (rows, length or more).
-    """
-    extra = [[tokenizer.pad_token_id] * length] if length else []  # one row of that length
-    batch = helpers.pad(rows + extra, tokenizer.pad_token_id)
-    ids, real = (batch[key][:len(rows)] for key in ("input_ids", "attention_mask"))
-    if fill is not None:
-        ids = torch.where(real == 1, ids, fill[:, :ids.shape[1]])
-    with runtime.inference_mode():
-        return model(ids, attention_mask=real if mask else torch.ones_like(ids))[0]
-
-
-def padding_trials(model, rows, lengths, tokenizer):
-    """Return {(kind, length): logits} of the rows padded to each length, in three kinds.
-
-    masked: as it should be; masked noise: with random tokens under the padding; no mask.
-    """
-    noise = torch.randint(len(tokenizer), (len(rows), max(lengths)),
-                          generator=runtime.generator("noise"))
-    kinds = {"masked": {}, "masked noise": {"fill": noise}, "no mask": {"mask": False}}
-    return {(kind, n): padded_logits(model, rows, tokenizer, n, **options)
-            for kind, options in kinds.items() for n in lengths}
-
-
-def effect_of(logits, alone, labels):
-    """Return what logits (n, labels) do otherwise than those of the reviews alone, as a row."""
-    change, right = (logits - alone).abs(), right_string(logits, labels)
-    return {"reviews": len(right), "accuracy, %": f"{100 * right.count('1') / len(right):.1f}",
-            "labels that flip": int((logits.argmax(1) != alone.argmax(1)).sum()),
-            "median change of a logit": f"{float(change.median()):.2g}",
-            "largest change of a logit": f"{float(change.max()):.2g}"}
-
-
-def outcome_of(call, *args):
-    """Return "fine", or the one line of the error that the call ends in."""
-    try:
-        with runtime.inference_mode():
-            call(*args)
-        return "fine"
-    except (InputError, IndexError, RuntimeError) as error:
-        return str(error) if isinstance(error, InputError) else files.one_line(error)
-
-
-def head_and_tail(n, keep):
-    """Return (first, last): how many of n kept items come from the head, and from the tail."""
-    first = sum(i < n for i in helpers.truncate(list(range(2 * n + 1)), n, keep))
-    return first, n - first
-
-
-def survivors(tokens, n, keep):
-    """Return the n tokens that survive truncation, told by their index alone: a witness."""
-    first, last = head_and_tail(n, keep)
-    return [id for i, id in enumerate(tokens)
-            if len(tokens) <= n or i < first or i >= len(tokens) - last]
-
-
-def truncation_table(texts, seq_len, tokenizer):
-    """Return a row per `keep`: texts cut at seq_len, vectors unlike the slice of their tokens."""
-    tokens, rows = helpers.tokenize_all(texts, tokenizer), []
-    for keep in ("head", "tail", "head+tail"):
-        differ = 0
-        for i, text in enumerate(texts):
-            ids, _, mask, _ = helpers.vectorize_ex(text, None, seq_len, tokenizer, keep)
-            differ += len(ids) != seq_len or ids[:sum(mask)] != [
-                tokenizer.cls_token_id, *survivors(tokens[i], seq_len - 2, keep),
-                tokenizer.sep_token_id]
-        rows.append({"keep": keep, "seq_len": seq_len, "reviews": len(texts),
-                     "head + tail": "{} + {}".format(*head_and_tail(seq_len - 2, keep)),
-                     "truncated": sum(n > seq_len - 2 for n in tokens.lengths),
-                     "differ from the slice": differ})
-    return rows
-
-
-def short_example(part, tokenizer, least=8):
-    """Return (text, label) of a part's shortest review of `least` tokens with a word in parts."""
-    labels = part.labels or [None] * len(part.texts)
-    pairs = sorted(zip(part.texts, labels), key=lambda pair: len(pair[0]))
-    for text, label in pairs:
-        tokens = tokenizer.tokenize(text)
-        if len(tokens) >= least and any(token.startswith("##") for token in tokens):
-            return text, label
-    return pairs[0]
-
-
-def comes_back(text, seq_len, tokenizer):
-    """Tell whether a review's vector, decoded to words, gives the same ids when vectorized."""
-    ids, _, mask, _ = helpers.vectorize_ex(text, None, seq_len, tokenizer)
-    decoded = words_of(ids[1:sum(mask) - 1], tokenizer)
-    return helpers.vectorize_ex(decoded, None, seq_len, tokenizer)[0] == ids
-
-
-def encoder_table(texts, sizes, tokenizer, other):
-    """Return a row per seq_len: how many vectors are those of the other tokenizer's encoder.
-
-    Counts too how many are those of the loaders (texts in bulk) and have mask and segments that
-    fit their ids. The other tokenizer keeps the encoder's limits: give one that serves no more.
-    """
-    options = runtime.supported_options(other.encode, truncation=True)
-    tokens, rows = helpers.tokenize_all(texts, tokenizer), []
-    for n in sizes:
-        agree, loaders, fit = 0, 0, 0
-        for i, text in enumerate(texts):
-            ids, segments, mask, _ = helpers.vectorize_ex(text, None, n, tokenizer)
-            real = ids[:sum(mask)]
-            agree += real == other.encode(text, add_special_tokens=True, max_length=n, **options)
-            loaders += real == helpers.add_special_tokens(tokens[i], n, "head", tokenizer)
-            fit += segments == [0] * n and mask == [int(id != tokenizer.pad_token_id)
-                                                    for id in ids]
-        rows.append({"seq_len": n, "reviews": len(texts), "equal to the encoder": agree,
-                     "equal to the loaders": loaders, "mask and segments fit": fit})
-    return rows
 
 
 def cut_shares(lengths, limits):

@@ -140,17 +140,21 @@ def spelled(way):
 
 def evil_outputs(folder):
     """Return a cell's outputs for each way in which a review's text reaches a page."""
+    from tools import bare_study
+
     import figures
-    shown, show = [], figures.show_html
-    figures.show_html = lambda text, plain="", **metadata: shown.append((text, metadata))
+    import studies
+    shown, show = [], studies.show_html
+    figures.show_html = studies.show_html = lambda text, plain="", **metadata: shown.append(
+        (text, metadata))
     try:
         figures.show_table([{evil("heading"): evil("table")}])
-        answers = figures.Answers("01_evil", str(folder), "full")
-        answers.give(evil("question"), evil("answer"), holds=True, point="3a")
-        answers.table()
+        study = bare_study()
+        study.answer("3a", evil("question"), evil("answer"), verdict=True)
+        study.summary()
         figures.save_figure(figures.new_figure()[0], "one", evil("caption"), str(folder))
     finally:
-        figures.show_html = show
+        figures.show_html = studies.show_html = show
     data = [
         {"text/plain": evil("plain")}, {"text/markdown": evil("markdown"), "text/plain": "<M>"},
         {"text/html": "<p>a model's name</p>", "text/plain": evil("not shown")}]

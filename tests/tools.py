@@ -284,3 +284,11 @@ class Page(html.parser.HTMLParser):
     def handle_data(self, data):
         """Keep a text."""
         self.texts.append(data)
+
+
+def bare_study():
+    """Return a Study with what its answers need, and no data."""
+    import studies
+    study = studies.Study.__new__(studies.Study)
+    study.answers = []
+    return study
