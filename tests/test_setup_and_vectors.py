@@ -10,9 +10,9 @@ import conftest
 import pandas as pd
 import pytest
 import torch
-from conftest import made_up_reviews
 from hypothesis import given
 from hypothesis import strategies as st
+from tools import made_up_reviews
 
 import helpers
 import studies
