@@ -6,13 +6,12 @@ import unicodedata
 from html import escape
 from unittest import mock
 
-import conftest
 import pandas as pd
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from tools import made_up_reviews
+from tools import ROOT, made_up_reviews, make_tiny_bert
 
 import helpers
 import studies
@@ -20,7 +19,7 @@ import studies
 
 def functions_of(name, **names):
     """Return the names that a page's functions and capitals define, with what they use given."""
-    nb = json.loads((conftest.ROOT / "notebooks" / (name + ".ipynb")).read_text(encoding="utf-8"))
+    nb = json.loads((ROOT / "notebooks" / (name + ".ipynb")).read_text(encoding="utf-8"))
     space = dict(vars(helpers), helpers=helpers, studies=studies, torch=torch, pd=pd, re=re,
                  unicodedata=unicodedata, escape=escape, **names)
     for cell in nb["cells"]:
@@ -36,7 +35,7 @@ def functions_of(name, **names):
 @pytest.fixture(scope="module")
 def loaded(tmp_path_factory):
     """(model, tokenizer, its folder) of a tiny BERT."""
-    folder = conftest.make_tiny_bert(tmp_path_factory.mktemp("bert") / "tiny")
+    folder = make_tiny_bert(tmp_path_factory.mktemp("bert") / "tiny")
     return helpers.load_bert(folder) + (folder,)
 
 
