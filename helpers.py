@@ -902,7 +902,7 @@ def train(texts, labels, pretrain_params=None, dev=None, n_eval=500, log_dir="",
     out; n_eval of them, and of the training reviews, give the learning curve. log_dir: of
     TensorBoard. save_as: stem of the history's .json and .csv. overrides: fields of Config.
     An unfinished run of the same texts, labels, model and settings is resumed; a finished one is
-    never reused, unless hold=True leaves it to the same call until forget(params["run"]).
+    never reused, unless hold=True leaves it to the same call until params["run"] is removed.
     """
     config = make_config(**overrides)
     if config.freeze:

@@ -1,10 +1,10 @@
-"""Trials, statistics and checks: what the study notebooks share beyond helpers.py.
+"""A page's run: its trials and answers, and what two notebooks or more share beyond helpers.py.
 
-    rows = run_trials(grid, train_part, dev_part, "build/sample/trials")
-    print(compare(rows_of(rows, lr=2e-5), rows_of(rows, lr=1e-4)).text)
+    study = Study("07_gradient_clipping", profile, data_dir, model, out_dir, n_train, n_dev, seeds)
+    trials = study.run("thresholds", clip_norm=[0.0, 1.0])  # a DataFrame, a row a trial
 
-Trials are run once, kept as one JSON each, and compared honestly: over seeds where there are
-three, on the same reviews where there is one, and "within noise" where it is.
+Trials are run once and kept as one JSON each, named by all that determines them. What follows from
+them is said by effects.py.
 """
 from __future__ import annotations
 
@@ -13,14 +13,12 @@ import glob
 import html
 import importlib
 import json
-import math
 import os
 import random
 import re
-import statistics
 import sys
 import time
-from collections import Counter, namedtuple
+from collections import Counter
 
 import numpy as np
 import pandas as pd
@@ -297,7 +295,7 @@ def run_trials(grid, train_part, dev_part, store, what="trials", scheduler=""):
     scheduler = scheduler or os.environ.get("FILIMDB_SCHEDULER", "")
     jobs = [(helpers.make_config(**overrides), train_part, dev_part, store) for overrides in grid]
     rows = run_on_cluster(jobs, scheduler) if scheduler else run_here(jobs, what)
-    tell_broken(grid, rows, what)
+    warn_of_failed(grid, rows, what)
     return rows
 
 
@@ -327,14 +325,13 @@ def run_here(jobs, what):
     return rows
 
 
-def tell_broken(grid, rows, what):
-    """Warn of each trial with a mark, named by what sets it apart: it enters no mean."""
+def warn_of_failed(grid, rows, what):
+    """Warn of each trial that failed, named by what sets it apart."""
     for overrides, row in zip(grid, rows):
         apart = [f"{key} {value}" for key, value in overrides.items()
                  if any(other.get(key) != value for other in grid)]
         if row["mark"]:
-            files.warn(f"{what}: {', '.join(apart) or 'the trial'}: broken, left out of every "
-                         f"mean ({row['mark']})")
+            files.warn(f"{what}: {', '.join(apart) or 'the trial'}: failed ({row['mark']})")
 
 
 def run_on_cluster(jobs, scheduler):
@@ -460,84 +457,10 @@ def peak_memory():
         1 if sys.platform == "darwin" else 1024)
 
 
-def values_of(rows, metric="dev_accuracy"):
-    """Return a metric of the rows without a mark, a list of floats."""
-    return [row["metrics"][metric] for row in rows if not row["mark"]]
-
-
 # ---- statistics --------------------------------------------------------------------------------
-
-Spread = namedtuple("Spread", "mean sd n marked")  # sd: nan for n < 2; marked: rows left out
-
-
-def spread(rows, metric="dev_accuracy"):
-    """Return mean, sample standard deviation and n over seeds; marked rows are counted apart."""
-    values = values_of(rows, metric)
-    return Spread(statistics.mean(values) if values else math.nan,
-                  statistics.stdev(values) if len(values) > 1 else math.nan,
-                  len(values), len(rows) - len(values))
-
-
-def paired_t(differences):
-    """Return (t, two-sided p) of the differences against 0; Student 1908, n - 1 degrees."""
-    from scipy.stats import t as student
-    n, mean, sd = len(differences), statistics.mean(differences), statistics.stdev(differences)
-    if sd == 0:
-        return (math.copysign(math.inf, mean), 0.0) if mean else (0.0, 1.0)
-    t = mean / (sd / math.sqrt(n))
-    return t, float(2 * student.sf(abs(t), n - 1))
-
-
-def mcnemar(right_a, right_b):
-    """Return the exact two-sided p of McNemar's test (1947) on two "0110..." strings."""
-    from scipy.stats import binom
-    only_a = sum(a > b for a, b in zip(right_a, right_b))
-    only_b = sum(a < b for a, b in zip(right_a, right_b))
-    return min(1.0, float(2 * binom.cdf(min(only_a, only_b), only_a + only_b, 0.5)))
-
-
-# difference: of B over A in the metric's unit; holds: True only when significant and B > A
-Comparison = namedtuple("Comparison", "difference p test significant text")
-
-
-def compare(rows_a, rows_b, names=("A", "B"), alpha=0.05):
-    """Compare B with A on dev accuracy, paired; return a Comparison with a verdict in words.
-
-    The same 3 or more seeds in both arms: paired t over the seeds' differences. One seed: McNemar
-    on the same reviews, and the verdict says so. Anything else is not tested.
-    """
-    arms = [{(r["config"]["seed"], r["config"]["data_seed"]): r for r in rows if not r["mark"]}
-            for rows in (rows_a, rows_b)]
-    seeds, left_out = sorted(set(arms[0]) & set(arms[1])), len(rows_a) + len(rows_b)
-    left_out -= 2 * len(seeds)
-    if not seeds:
-        return Comparison(math.nan, math.nan, "none", False, "no trial to compare: all are broken")
-    differences = [arms[1][s]["metrics"]["dev_accuracy"] - arms[0][s]["metrics"]["dev_accuracy"]
-                   for s in seeds]
-    mean, p, test = statistics.mean(differences), math.nan, "none"
-    if len(seeds) >= 3:
-        p, test = paired_t(differences)[1], "paired t"
-    elif len(seeds) == 1:
-        p, test = mcnemar(arms[0][seeds[0]]["correct"], arms[1][seeds[0]]["correct"]), "McNemar"
-    significant = p < alpha
-    size = f"{names[1]} against {names[0]}: {mean * 100:+.1f} points"
-    if len(seeds) > 1:
-        size += f" (sd {statistics.stdev(differences) * 100:.1f}, {len(seeds)} seeds)"
-    how = f"{test}, p = {p:.2g}" if test != "none" else "2 seeds: too few to test"
-    verdict = "significant" if significant else "within noise" if test != "none" else "not tested"
-    if len(seeds) == 1:
-        verdict += ", one seed"
-    text = f"{size}, {verdict} ({how})"
-    return Comparison(mean, p, test, significant, text + (
-        f"; {left_out} broken or unpaired trials left out" if left_out else ""))
 
 
 # ---- optimizers and regularizers (notebooks 06 to 08) ------------------------------------------
-
-
-def gap(rows):
-    """Return mean training accuracy less mean dev accuracy in points; nan without a sound row."""
-    return 100 * (spread(rows, "train_accuracy").mean - spread(rows).mean)
 
 
 def group_table(bert, optimizer):
@@ -547,13 +470,6 @@ def group_table(bert, optimizer):
              "weights": f"{sum(p.numel() for p in group['params']):,}",
              "such as": ", ".join(sorted({names[id(p)] for p in group["params"]})[:9])}
             for group in optimizer.param_groups]
-
-
-def around(default, grid, names):
-    """Return {"default": default, "NAME = value": default with this one value changed, ...}."""
-    return dict({"default": default}, **{
-        f"{names[key]} = {value:g}": dict(default, **{key: value})
-        for key in grid for value in grid[key] if value != default[key]})
 
 
 # ---- memory ------------------------------------------------------------------------------------
