@@ -147,7 +147,7 @@ def test_a_parameter_that_must_be_a_list(value):
 @pytest.mark.parametrize("name", sorted(PATHS))
 def test_every_list_of_a_notebook_is_checked(name):
     lists = [key for key, value in parameters(name).items() if isinstance(value, list)]
-    checks = "check_lists(" + ", ".join(f"{key}={key}" for key in lists) + ")\n"
+    checks = "studies.check_lists(" + ", ".join(f"{key}={key}" for key in lists) + ")\n"
     assert sources(name, "code")[2].startswith(checks) if lists else True
 
 
@@ -214,7 +214,9 @@ def execute(name, data_dir, out_dir, **given):
     papermill.execute_notebook(str(PATHS[name]), str(out_dir / "page.ipynb"), parameters=values,
                                kernel_name="python3", cwd=str(ROOT / "tests"),
                                progress_bar=False)
-    return json.loads((out_dir / "answers" / (name + ".json")).read_text(encoding="utf-8"))
+    cells = json.loads((out_dir / "page.ipynb").read_text(encoding="utf-8"))["cells"]
+    return [output["metadata"]["answer"] for cell in cells for output in cell.get("outputs", [])
+            if "answer" in output.get("metadata", {})]
 
 
 @pytest.fixture
@@ -236,5 +238,5 @@ def test_a_notebook_shows_what_get_filimdb_made_of_aclimdb(aclimdb, kernel, tmp_
 @pytest.mark.slow
 def test_papermill_with_a_list_as_text_names_the_remedy(kernel, sample, tmp_path):
     with pytest.raises(papermill.PapermillExecutionError) as caught:
-        execute("06_optimizer_comparison", sample, tmp_path, grid_lrs="[1e-3]")
-    assert "grid_lrs='[1e-3]': must be a list" in caught.value.evalue
+        execute("06_optimizer_comparison", sample, tmp_path, l2_decays="[1e-3]")
+    assert "l2_decays='[1e-3]': must be a list" in caught.value.evalue
