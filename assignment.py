@@ -1,6 +1,6 @@
 """The assignment's points, and a run's answers put in their order: for the front page and README.
 
-A notebook's answer names its point: `answers.give("Q2. ...", "...", point="4a")`. Nothing is
+A notebook's answer names its point: `study.answer("4a", "Q2. ...", "...")`. Nothing is
 imported beyond the standard library: report.py has no torch to load.
 """
 import re
@@ -13,8 +13,9 @@ POINTS = {
     "4c": "memory, batch size, accumulation",
     "R1": "first or last k words", "R2": "masked-LM pretraining", "R3": "Adam or AdamW",
     "R4": "gradient clipping", "R5": "weight decay, dropout, attention dropout"}
-VERDICTS = {True: "as expected", False: "not as expected", None: "open"}
-ACCURACY = re.compile(r"(\d+\.\d)(?: ± \d+\.\d)? % \(\d+ seeds?\b[^)]*\)")  # as studies.show does
+VERDICTS = "supported", "contradicted", "undecided", ""  # of what was expected; "": nothing was
+# As pages state it: "75.4 % (3 seeds, 300 reviews; 95 % interval 70.0 to 80.8)".
+ACCURACY = re.compile(r"(\d+\.\d)(?: ± \d+\.\d)? % \((?:\d+\.\d to \d+\.\d; )?\d+ seeds?\b[^)]*\)")
 
 
 def first_sentence(text):
@@ -24,7 +25,7 @@ def first_sentence(text):
 
 def points_named(source):
     """Return the points that a notebook's file names, whether it was run or not."""
-    return re.findall(r'\bpoint=\\?"(\w+)\\?"', source)
+    return re.findall(r'\b(?:point=|study\.answer\()\\?"(\w+)\\?"', source)
 
 
 def split_question(question):
@@ -48,11 +49,12 @@ def table_by_point(answers, named):
             for place, row in found or [(0, {})] * (point in points):
                 number, question = split_question(row.get("question", ""))
                 rows.append({"point": point, "title": title, "notebook": notebook, "place": place,
-                             "number": number, "question": question, "holds": row.get("holds"),
+                             "number": number, "question": question,
+                             "verdict": row.get("verdict", ""),
                              "answer": first_sentence(row.get("answer", ""))})
         if len(rows) == before:
             rows.append({"point": point, "title": title, "notebook": "", "place": 0, "number": "",
-                         "question": "", "holds": None, "answer": ""})
+                         "question": "", "verdict": "", "answer": ""})
     return rows
 
 

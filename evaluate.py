@@ -6,11 +6,14 @@
     torchrun --nproc_per_node 4 evaluate.py --data data/FILIMDB    # on four GPUs
     python evaluate.py --data data/FILIMDB --save build/classifier   # keep what was trained
     python evaluate.py --data FOLDER --load build/classifier         # classify, train nothing
+    python evaluate.py --data data/FILIMDB --json build/run.json     # keep accuracies as a file
 
 Reads PART.texts and PART.labels of train, dev, test, dev-b and test-b (and train_unlabeled for
 pretraining), prints the accuracy of every labelled part, and writes a line `PART/INDEX<TAB>label`
 for each review. A part that is absent is left out; training needs train.
---set KEY=VALUE reaches helpers.train, --set pretrain.KEY=VALUE helpers.pretrain.
+--set KEY=VALUE reaches helpers.train, --set pretrain.KEY=VALUE helpers.pretrain; --help has all.
+--json FILE holds the accuracies with n, baselines and what was seen in training, the minutes of
+each phase, settings, versions and device.
 Several processes give the losses of one to 1e-5 in fp32 without dropout; with dropout they draw
 other masks.
 Exit code: 0 done, 2 wrong use or a full disk, 130/143 stopped by Ctrl-C or SIGTERM.
@@ -18,10 +21,13 @@ Exit code: 0 done, 2 wrong use or a full disk, 130/143 stopped by Ctrl-C or SIGT
 import argparse
 import ast
 import contextlib
+import inspect
 import json
 import os
+import re
 import signal
 import sys
+import textwrap
 import time
 
 
@@ -37,8 +43,12 @@ if __name__ == "__main__":  # while libraries are loaded, which takes seconds, n
     for number in STOPS:
         signal.signal(number, lambda number, frame: os._exit(stopped(number)))
 
+import checkpoints  # noqa: E402
+import files  # noqa: E402
 import helpers  # noqa: E402
-from helpers import LABEL_IDS, InputError  # noqa: E402
+import runtime  # noqa: E402
+from files import InputError  # noqa: E402
+from helpers import LABEL_IDS  # noqa: E402
 
 SAMPLE = os.path.join("data", "sample")
 TINY = os.path.join(SAMPLE, "bert")
@@ -56,7 +66,9 @@ def refuse(message):
 
 def parse_arguments(argv):
     """Return the command line's values."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(
+        description=__doc__, epilog=describe_keys(),
+        formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.error = refuse
     parser.add_argument("--data", help="folder in FILIMDB's layout (default: %s)" % SAMPLE)
     parser.add_argument("--model", help="BERT's folder or hub name (default: bert-base-uncased; "
@@ -66,10 +78,33 @@ def parse_arguments(argv):
     parser.add_argument("--no-pretrain", action="store_true", help="fine-tune right away")
     parser.add_argument("--out", default="preds.tsv", help="where predictions go (preds.tsv)")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE",
-                        help="a hyperparameter of train, or pretrain.KEY=VALUE")
+                        help="a hyperparameter of train, or pretrain.KEY=VALUE; keys: below")
     parser.add_argument("--save", metavar="FOLDER", help="keep the trained classifier there")
     parser.add_argument("--load", metavar="FOLDER", help="classify with what --save kept")
+    parser.add_argument("--json", metavar="FILE", help="where a record of the run goes")
     return parser.parse_args(argv)
+
+
+def meanings():
+    """Return {key of Config: its meaning}: the comments beside the fields, as they stand there."""
+    lines = inspect.getsource(helpers.Config).splitlines()
+    fields = (re.match(r"    (\w+): .*?  # (.+)", line) for line in lines)
+    return {field.group(1): field.group(2) for field in fields if field}
+
+
+def describe_keys():
+    """Return --help's list of keys: defaults of train and pretrain, meaning, what is allowed."""
+    mlm = vars(helpers.make_config(helpers.MLM_DEFAULTS))
+    lines = ["keys of --set, with their defaults (pretrain.KEY: only where it is another):"]
+    for key, value in vars(helpers.make_config()).items():
+        lines.append(f"  {key}={value}" + f"  pretrain.{key}={mlm[key]}" * (mlm[key] != value))
+        rule = "True or False" if isinstance(value, bool) else helpers.rule_of(key)[0]
+        lines += textwrap.wrap(f"{meanings()[key]}; must be {rule}", 95,
+                               initial_indent=" " * 6, subsequent_indent=" " * 6)
+    own = [f"{key}={value}" for key, value in SAMPLE_SETTINGS.items()]
+    own += [f"pretrain.{key}={value}" for key, value in SAMPLE_PRETRAIN.items()]
+    return "\n".join([*lines, "", f"The sample's tiny BERT has others: {', '.join(own)}.",
+                      *inspect.getdoc(helpers.Config).split("\n")[2:]])
 
 
 def parse_settings(pairs):
@@ -101,23 +136,24 @@ def check_load(args, overrides, pretrain_overrides):
                          f"leave out one of the two")
 
 
-def check_output(path):
+def check_output(option, path):
     """Refuse an output that could not be written, before hours are spent."""
     folder = os.path.dirname(os.path.abspath(path))
     odd = not path or os.path.exists(path) and not os.path.isfile(path)  # a folder, a pipe
     if odd or not os.path.isdir(folder) or not os.access(folder, os.W_OK):
-        raise InputError(f"--out {path}: not a file in a folder that can be written; name another")
+        raise InputError(f"{option} {path}: not a file in a folder that can be written; name "
+                         f"another")
 
 
 def check_training(configs, data_dir, labels):
     """Refuse what `train` or `pretrain` would refuse, before hours are spent."""
-    path = os.path.join(helpers.find_path(data_dir), "train.labels")
+    path = os.path.join(files.find_path(data_dir), "train.labels")
     if labels is None:
         raise InputError(f"{path}: missing; training needs neg or pos for every review")
     if len(set(labels)) < 2:
         raise InputError(f"{path}: holds {labels[0]} alone; training needs neg and pos")
     for config in configs:
-        helpers.pick_device(config.device)
+        runtime.pick_device(config.device)
         limit = positions_of(config.model)
         if config.seq_len > limit:
             raise InputError(f"seq_len={config.seq_len}: the model has {limit} positions, no more")
@@ -125,7 +161,7 @@ def check_training(configs, data_dir, labels):
 
 def positions_of(model):
     """Return the positions of a model's folder; 512 where load_bert is to find the fault."""
-    path = os.path.join(helpers.find_path(model), "config.json")
+    path = os.path.join(files.find_path(model), "config.json")
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
         with open(path, encoding="utf-8") as file:
             return int(json.load(file)["max_position_embeddings"])
@@ -140,92 +176,144 @@ def write_predictions(path, data, predicted):
             raise RuntimeError(f"{part}: {len(predicted[part])} predictions for "
                                f"{len(data[part].ids)} reviews, or a label that is none")
         lines += [f"{i}\t{label}\n" for i, label in zip(data[part].ids, predicted[part])]
-    with helpers.written_whole(path) as file:
+    with files.open_atomically(path) as file:
         file.writelines(lines)
     print(f"{path}: {len(lines):,} predictions", flush=True)
 
 
-def report(data, predicted, seen):
-    """Print the accuracy of each labelled part, the floor beside it, and what was seen."""
-    train = data.get("train")
+def measure(data, predicted):
+    """Return {labelled part: n, accuracy, its baselines, how many of its texts train holds}."""
+    train, parts = data.get("train"), {}
     for part in (part for part in data if data[part].labels):
-        labels = data[part].labels
+        texts, labels, baselines, shared = data[part].texts, data[part].labels, {}, None
+        if train:
+            known = set(train.texts)
+            shared = sum(text in known for text in texts)
+        if train and train.labels and part != "train":
+            bayes = helpers.naive_bayes(train.texts, train.labels, texts)
+            baselines = {"naive Bayes": helpers.accuracy(labels, bayes),
+                         "majority class": helpers.majority_accuracy(train.labels, labels)}
+        parts[part] = {"n": len(labels), "accuracy": helpers.accuracy(labels, predicted[part]),
+                       "baselines": baselines, "stand_in_train": shared}
+    return parts
+
+
+def report(parts, seen):
+    """Print the accuracy of each labelled part, the baseline beside it, and what was seen."""
+    for part, row in parts.items():
         note = ["short reviews, another domain"] if part in SHORT else []
         if part == "train":
             note.append("seen in training")
-        elif train and train.labels:
-            floor = helpers.naive_bayes(train.texts, train.labels, data[part].texts)
-            note.append(f"naive Bayes {helpers.accuracy(labels, floor):.2%}")
-        print(f"{part:<6} accuracy {helpers.accuracy(labels, predicted[part]):7.2%} of "
-              f"{len(labels):,} reviews ({'; '.join([*note, seen])})", flush=True)
+        elif row["baselines"]:
+            note.append(f"naive Bayes {row['baselines']['naive Bayes']:.2%}")
+        print(f"{part:<6} accuracy {row['accuracy']:7.2%} of {row['n']:,} reviews "
+              f"({'; '.join([*note, seen])})", flush=True)
+
+
+def record_of(args, params, overrides, seen, minutes, parts):
+    """Return what --json keeps: all that a table, or another program, wants to know of a run."""
+    config = helpers.make_config(vars(params["config"]), **overrides)
+    pretrained = params["pretrained"] or {}
+    return {"data": args.data, "model": args.model, "load": args.load, "seen": seen,
+            "predictions": args.out, "parts": parts, "minutes": minutes,
+            "settings": helpers.settings(config),
+            "pretraining": {key: pretrained[key] for key in (
+                "parts", "n_texts", "loss_before", "loss_after", "config") if key in pretrained},
+            "results_version": helpers.RESULTS_VERSION, "versions": runtime.VERSIONS,
+            "device": str(next(params["model"].parameters()).device), "cores": os.cpu_count(),
+            "processes": runtime.processes()[1]}
+
+
+@contextlib.contextmanager
+def timed(minutes, phase):
+    """Note under a phase's name how many minutes the block takes."""
+    started = time.time()
+    yield
+    minutes[phase] = (time.time() - started) / 60
 
 
 def warn_of_one_class(data, predicted):
     """Say loudly which parts with both labels are called neg, or pos, from end to end."""
     for part in data:
         if len(set(data[part].labels or [])) > 1 and len(set(predicted[part])) == 1:
-            helpers.warn(f"{part}: all {len(predicted[part])} reviews are called "
+            files.warn(f"{part}: all {len(predicted[part])} reviews are called "
                          f"{predicted[part][0]}: the training collapsed or learned nothing; "
                          f"try another lr, a longer warmup, another seed")
 
 
-def trained(args, data_dir, data, overrides, pretrain_overrides):
+def trained(args, data_dir, data, overrides, pretrain_overrides, minutes):
     """Pretrain and train; return (params, what pretraining saw, in words)."""
     if args.model is not None:
         overrides["model"] = args.model
-    pretrain_overrides.setdefault("model", overrides.get("model", helpers.default_model()))
+    args.model = overrides.get("model", helpers.default_model())
+    pretrain_overrides.setdefault("model", args.model)
     check_training([helpers.make_config(**overrides),
                     helpers.make_config(helpers.MLM_DEFAULTS, **pretrain_overrides)],
                    data_dir, data["train"].labels)
     params, seen = None, "no pretraining"
-    started = time.time()
     if not args.no_pretrain:
-        texts = helpers.pretrain_parts(data_dir, data, args.transductive)
-        params = helpers.pretrain(list(texts.values()), parts=list(texts), **pretrain_overrides)
+        with timed(minutes, "pretraining"):
+            texts = helpers.pretrain_parts(data_dir, data, args.transductive)
+            params = helpers.pretrain(list(texts.values()), parts=list(texts),
+                                      **pretrain_overrides)
         seen = "pretrained on " + ", ".join(params["parts"])
-        minutes = (time.time() - started) / 60
-        print(f"{helpers.describe(params)}: {minutes:.1f} minutes", flush=True)
-    started = time.time()
-    params = helpers.train(data["train"].texts, data["train"].labels, params, hold=True,
-                           **overrides)
-    print(f"training: {(time.time() - started) / 60:.1f} minutes", flush=True)
+        print(f"{helpers.describe(params)}: {minutes['pretraining']:.1f} minutes", flush=True)
+    with timed(minutes, "training"):
+        params = helpers.train(data["train"].texts, data["train"].labels, params, hold=True,
+                               **overrides)
+    print(f"training: {minutes['training']:.1f} minutes", flush=True)
     return params, seen
+
+
+def check_outputs(args):
+    """Refuse what could not be written, before hours are spent; expand ~ in place."""
+    args.out = os.path.expanduser(args.out)
+    check_output("--out", args.out)
+    if args.save is not None:
+        checkpoints.check_place(args.save)
+    if args.json is not None:
+        args.json = os.path.expanduser(args.json)
+        check_output("--json", args.json)
+        if os.path.realpath(args.json) == os.path.realpath(args.out):
+            raise InputError(f"--json {args.json}: predictions go there (--out); name another")
 
 
 def run(argv=None):
     """Pretrain and train, or load; classify, report, write predictions and save."""
     args = parse_arguments(argv)
-    args.out = os.path.expanduser(args.out)
     overrides, pretrain_overrides = parse_settings(args.set)
-    check_output(args.out)
-    if args.save is not None:
-        helpers.check_place(args.save)
-    data_dir = SAMPLE if args.data is None else args.data
+    check_outputs(args)
     tiny = args.data is None and args.model is None and args.load is None
     if args.data is None:
+        args.data = SAMPLE
         print(f"no --data: the embedded sample ({SAMPLE}, synthetic)"
               f"{', its tiny BERT' if tiny else ''}", flush=True)
+    minutes = {}
     if args.load is not None:
         check_load(args, overrides, pretrain_overrides)
         params, seen = helpers.load_classifier(args.load), f"loaded from {args.load}"
-        data = helpers.load_filimdb(data_dir)
+        data = helpers.load_filimdb(args.data)
     else:
         if tiny:
             overrides = dict(SAMPLE_SETTINGS, model=TINY, **overrides)
             pretrain_overrides = dict(SAMPLE_PRETRAIN, model=TINY, **pretrain_overrides)
-        data = helpers.load_filimdb(data_dir)
-        params, seen = trained(args, data_dir, data, overrides, pretrain_overrides)
+        data = helpers.load_filimdb(args.data)
+        params, seen = trained(args, args.data, data, overrides, pretrain_overrides, minutes)
         overrides = {}
-    started = time.time()
-    predicted = {part: helpers.classify(data[part].texts, params, **overrides) for part in data}
-    print(f"classification: {(time.time() - started) / 60:.1f} minutes", flush=True)
-    if not helpers.processes()[0]:
+    with timed(minutes, "classification"):
+        predicted = {part: helpers.classify(data[part].texts, params, **overrides)
+                     for part in data}
+    print(f"classification: {minutes['classification']:.1f} minutes", flush=True)
+    if not runtime.processes()[0]:
         write_predictions(args.out, data, predicted)
         if args.save is not None:
             helpers.save_classifier(args.save, params)
             print(f"{args.save}: the classifier, for --load", flush=True)
-        helpers.forget(params["run"])
-        report(data, predicted, seen)
+        parts = measure(data, predicted)
+        report(parts, seen)
+        if args.json is not None:
+            files.save_json(args.json, record_of(args, params, overrides, seen, minutes, parts))
+        files.remove_if_there(params["run"])
         warn_of_one_class(data, predicted)
 
 
@@ -239,7 +327,7 @@ def main(argv=None):
     try:
         for number in STOPS:
             signal.signal(number, interrupt)
-        with helpers.joined_processes():
+        with runtime.joined_processes():
             run(argv)
         return 0
     except (InputError, helpers.Diverged) as error:

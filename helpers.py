@@ -5,48 +5,31 @@
     params = train(data["train"].texts, data["train"].labels, seq_len=256, epochs=2)
     print(accuracy(data["dev"].labels, classify(data["dev"].texts, params)))
 
-One file that reads in the order in which the data flows: hyperparameters -> files -> data -> text
-to pieces -> model -> batches -> optimizer and schedule -> training loop -> classifier -> masked LM
--> floor to beat. It needs torch, transformers, numpy and tqdm only, works alone under another name
-(`cp helpers.py classifier.py` is how it is handed in), and importing it changes nothing.
+It reads in the order in which the data flows: hyperparameters -> data -> text to tokens ->
+batches -> model -> optimizer and schedule -> training loop -> classifier -> masked LM ->
+baselines. What keeps that fast, portable and safe stands in cpu.py, checkpoints.py, runtime.py and
+files.py. One file to hand in, joined of the five: `make classifier`. Importing changes nothing.
 """
 from __future__ import annotations
 
-import array
 import collections
 import collections.abc
 import contextlib
-import csv
-import ctypes
 import dataclasses
 import difflib
 import functools
-import glob
-import hashlib
-import inspect
-import io
 import itertools
 import json
-import logging
 import math
 import os
-import pickle
 import re
-import shutil
-import signal
-import sys
-import tempfile
-import threading
 import time
-import zlib
+import types
 from collections import Counter, namedtuple
-from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-import transformers
-from tqdm import tqdm
 from transformers import (
     BertConfig,
     BertForPreTraining,
@@ -55,35 +38,35 @@ from transformers import (
     BertTokenizer,
 )
 
-HERE = os.path.dirname(os.path.abspath(__file__))
+try:
+    import checkpoints, cpu, files, runtime  # noqa: E401, F401
+except ImportError as error:
+    if error.name not in ("checkpoints", "cpu", "files", "runtime"):
+        raise
+    raise ImportError("helpers.py works with the files beside it; `make classifier` joins them to "
+                      "one, build/classifier.py, to hand in") from None
+from checkpoints import (
+    BERT_SETTINGS, attempt, check_activation, check_entries, check_folder, check_place,
+    check_tokenizer, check_vocabularies, config_entries, fit_embeddings, locked_checkpoint,
+    model_digest, new_layers, read_note, resume, save_bert, save_checkpoint, sound_note,
+    tokenizer_digest)
+from cpu import (
+    add_gradients, gradients_of, parallel_map, random_stream, sparse_embeddings, use_own_dropout)
+from files import (
+    InputError, cache_dir, digest_of, find_path, load_table, open_atomically, remove_if_there,
+    save_history, say, sealed_table, utf8, warn)
+from runtime import (
+    VERSIONS, WEIGHTS_ONLY, OutOfMemory, all_sum, autocast, exclusive, generator, inference_mode,
+    memory_for_all, my_share, open_writer, pick_device, processes, progress_bar,
+    quiet_transformers, seed_of, sum_gradients, supported_options, uninterrupted, used_precision,
+    wait_for_all)
+
 LABEL_IDS = {"neg": 0, "pos": 1}
 IGNORE = -100  # the label id of a position that no loss is taken at
-GRADING_MINUTES = 30  # what the grading server allows for pretrain, for train, for classification
+RESULTS_VERSION = 6  # raise it when the same run gives other numbers (tests/reference_trials.json)
 
 
-class InputError(ValueError):
-    """Something the user gave cannot be used; the message is one line with the remedy."""
-
-    def __init__(self, message):
-        """Take the message, less what a terminal would obey."""
-        super().__init__(printable(message))
-
-
-class Diverged(ArithmeticError):
-    """The loss or the gradient became NaN or infinite."""
-
-
-def warn(message):
-    """Print a warning, one line."""
-    say(f"Warning: {printable(message)}")
-
-
-def printable(text):
-    """Return a text with a blank for each terminal escape and each other control character."""
-    return re.sub(r"\x1b\[[0-?]*[ -/]*[@-~]|[\x00-\x1f\x7f-\x9f]", " ", text)
-
-
-# ---- hyperparameters ---------------------------------------------------------------------------
+# ---- hyperparameters ----------------------------------------------------------------------------
 
 def default_model():
     """Return the model's name or folder: BERT_MODEL from the environment, or bert-base-uncased."""
@@ -100,21 +83,22 @@ class Config:
     """
 
     model: str = dataclasses.field(default_factory=default_model)  # hub name or folder [A]
-    seq_len: int = 512         # pieces with [CLS] and [SEP]; the model's limit [S]
-    keep: str = "head+tail"    # pieces that survive truncation; best of three in [S], table 2
+    seq_len: int = 512         # tokens with [CLS] and [SEP]; the model's limit [S]
+    keep: str = "head+tail"    # tokens that survive truncation; best of three in [S], table 2
     words: int = 0             # first/last words kept before tokenization (side: keep); 0 = all
     batch_size: int = 32       # reviews an optimizer step sees [A]; 24 in [S]
     accumulation: int = 4      # least number of micro-batches they are split into [A]
     epochs: int = 3            # passes over the texts; at most 4 in [S], 2-4 in [D]
     lr: float = 2e-5           # peak learning rate [S], figure 3
-    optimizer: str = "adam"    # adam [A] (weight_decay is then L2 in the gradient) or adamw
+    optimizer: str = "adam"    # adam [A]: weight_decay is L2 in the gradient; adamw: decoupled
     weight_decay: float = 0.0  # on matrices only, not on biases and LayerNorm [A]; 0.01 in [D]
     warmup: float = 0.1        # share of all optimizer steps [S, D]
-    decay: str = "linear"      # after warm-up: linear (to 0) or none [D]
+    decay: str = "linear"      # of the learning rate after warm-up; linear: to 0 [D]
     clip_norm: float = 1.0     # largest L2 norm of the whole gradient; 0 = no clipping [D's code]
     dropout: float = 0.1       # on embeddings, layer outputs and the classifier's input [D]
     attention_dropout: float = 0.1  # on attention weights [D]
-    whole_word: bool = False   # pretrain only: mask whole words instead of single pieces
+    whole_word: bool = False   # pretrain only: mask whole words instead of single tokens
+    freeze: bool = False       # pretrain only: the encoder stays fixed, the head alone learns
     max_minutes: float = 0.0   # time budget of the call; 0 = none
     seed: int = 0              # new layers and dropout
     data_seed: int = 0         # order of the reviews, masks
@@ -122,14 +106,11 @@ class Config:
     device: str = ""           # cuda, cuda:1, cpu; empty = cuda if there is one, else cpu
 
 
-# [S] section 5.4: batch 32, 128 pieces, lr 5e-5; [D]: Adam with decoupled weight decay of 0.01.
+# [S] section 5.4: batch 32, 128 tokens, lr 5e-5; [D]: Adam with decoupled weight decay of 0.01.
 MLM_DEFAULTS = {"seq_len": 128, "batch_size": 32, "accumulation": 1, "epochs": 2, "lr": 5e-5,
                 "optimizer": "adamw", "weight_decay": 0.01}
 RULES = {  # key: (what its value must be, in words, the check)
     "seq_len": ("3 or more", lambda v: v >= 3),
-    "keep": ("head, tail or head+tail", lambda v: v in ("head", "tail", "head+tail")),
-    "optimizer": ("adam or adamw", lambda v: v in ("adam", "adamw")),
-    "decay": ("linear or none", lambda v: v in ("linear", "none")),
     "lr": ("more than 0 and finite", lambda v: 0 < v < math.inf),
     "precision": ("auto, fp32 or, from PyTorch 1.10 on, bf16",
                   lambda v: v in ("auto", "fp32") or v == "bf16" and hasattr(torch, "autocast")),
@@ -140,6 +121,15 @@ RULES = {  # key: (what its value must be, in words, the check)
                     ("at least 0 and below 1", lambda v: 0 <= v < 1)),
 }
 AT_LEAST_0 = ("0 or more, and finite", lambda v: 0 <= v < math.inf)  # every other key
+
+
+def rule_of(key):
+    """Return (what a hyperparameter's value must be, in words, the check)."""
+    choices = {"keep": TRUNCATIONS, "optimizer": OPTIMIZERS, "decay": DECAYS}.get(key)
+    if choices:
+        *others, last = choices
+        return f"{', '.join(others)} or {last}", choices.__contains__
+    return RULES.get(key, AT_LEAST_0)
 
 
 def make_config(defaults=None, **overrides):
@@ -155,392 +145,13 @@ def make_config(defaults=None, **overrides):
         if type(value) is not kind:
             raise InputError(f"{key}={value!r}: must be of type {kind.__name__}, "
                              f"not {type(value).__name__}")
-        rule, holds = RULES.get(key, AT_LEAST_0)
+        rule, holds = rule_of(key)
         if not holds(value):
             raise InputError(f"{key}={value!r}: must be {rule}")
     return dataclasses.replace(config, **overrides)
 
 
-def settings(config):
-    """Return a config as a dict, less model and device; precision: what is used, if not fp32."""
-    kind = (config.device or ("cuda" if torch.cuda.is_available() else "cpu")).split(":")[0]
-    used = dict(vars(config), precision=used_precision(config.precision, kind))
-    return {key: value for key, value in sorted(used.items())
-            if key not in ("model", "device") and (key, value) != ("precision", "fp32")}
-
-
-NAMED = ("seq_len", "keep", "words", "batch_size", "accumulation", "epochs", "lr", "optimizer",
-         "weight_decay", "warmup", "decay", "clip_norm", "dropout", "attention_dropout",
-         "whole_word", "max_minutes", "seed", "data_seed", "precision")
-
-
-def named_settings(config):
-    """Return the settings that enter the names of trials, runs and pretrainings.
-
-    Those of NAMED always; of a hyperparameter that is newer only what is not its default, so that
-    adding one renames nothing. Whoever changes such a default raises RESULTS_VERSION.
-    """
-    default = settings(Config())
-    return {key: value for key, value in settings(config).items()
-            if key in NAMED or value != default[key]}
-
-
-# ---- files, checksums and seeds ----------------------------------------------------------------
-
-def find_path(path):
-    """Return `path`, ~ expanded, as seen from the working folder, else from this file's own."""
-    path = os.path.expanduser(path)
-    beside = os.path.join(HERE, path)
-    return beside if not os.path.exists(path) and os.path.exists(beside) else path
-
-
-def cache_dir(*parts):
-    """Return a folder for files that can be made again, creating it.
-
-    FILIMDB_CACHE from the environment, else .cache/ beside this file, else the system's temporary
-    folder when that place cannot be written.
-    """
-    given = os.environ.get("FILIMDB_CACHE")
-    roots = [os.path.abspath(os.path.expanduser(given))] if given else [
-        os.path.join(HERE, ".cache"), os.path.join(tempfile.gettempdir(), "filimdb-cache")]
-    for root in roots:
-        folder = os.path.join(root, *parts)
-        with contextlib.suppress(OSError):
-            os.makedirs(folder, exist_ok=True)
-            if os.access(folder, os.W_OK):
-                return folder
-    raise InputError(f"no folder to write to: tried {', '.join(roots)}; set FILIMDB_CACHE to one")
-
-
-@contextlib.contextmanager
-def writing(path, size):
-    """Turn an OSError of the block into one line: the path, the bytes, and how many are free."""
-    try:
-        yield
-    except OSError as error:
-        room = "an unknown number"
-        with contextlib.suppress(OSError):
-            room = f"{shutil.disk_usage(os.path.dirname(os.path.abspath(path))).free:,}"
-        raise InputError(f"{path}: cannot be written ({error.strerror or one_line(error)}): it "
-                         f"needs {size:,} bytes, {room} are free; make room or name another "
-                         f"place; what was there is intact") from None
-
-
-@contextlib.contextmanager
-def written_whole(path, mode="w"):
-    """Open a file in memory; when the block ends well it takes the place of `path`: old or new.
-
-    Raises InputError for a full or read-only disk.
-    """
-    with (io.BytesIO() if "b" in mode else io.StringIO()) as file:
-        yield file
-        if "b" not in mode:
-            return put(path, file.getvalue().encode("utf-8"))
-        with file.getbuffer() as data:
-            put(path, data)
-
-
-def put(path, data):
-    """Write bytes aside, to the disk, then rename: a crash leaves the old file or the new one."""
-    path = os.path.abspath(os.path.expanduser(path))
-    (folder, name), aside = os.path.split(path), ""
-    with writing(path, len(data)):
-        try:
-            os.makedirs(folder, exist_ok=True)
-            clear_asides(path)
-            handle, aside = tempfile.mkstemp(dir=folder, prefix=name, suffix=".tmp")
-            with os.fdopen(handle, "wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            os.chmod(aside, 0o644)
-            os.replace(aside, path)
-        except BaseException:
-            with contextlib.suppress(OSError):
-                os.remove(aside)
-            raise
-
-
-def clear_asides(path):
-    """Remove what a killed process left beside `path` a day ago or earlier."""
-    for aside in glob.glob(glob.escape(path) + "????????.tmp"):
-        with contextlib.suppress(OSError):
-            if time.time() - os.path.getmtime(aside) > 86400:
-                shutil.rmtree(aside) if os.path.isdir(aside) else os.remove(aside)
-
-
-def save_json(path, value):
-    """Write `value` as JSON, whole or not at all."""
-    with written_whole(path) as file:
-        json.dump(value, file, indent=1, sort_keys=True)
-        file.write("\n")
-
-
-def set_aside(path):
-    """Rename a damaged file or folder so that it is never used, and say so."""
-    warn(f"{path} is damaged (its checksum differs): set aside as .damaged and done again")
-    shutil.rmtree(path + ".damaged", ignore_errors=True)
-    with contextlib.suppress(OSError):
-        os.replace(path, path + ".damaged")
-
-
-def save_state(path, state):
-    """Write tensors and plain values, led by the SHA-256 of what follows."""
-    with written_whole(path, "wb") as file:
-        file.write(bytes(32))
-        torch.save(state, file, **LEGACY_FORMAT)
-        with file.getbuffer() as data, data[32:] as payload:
-            data[:32] = hashlib.sha256(payload).digest()
-
-
-def load_state(path):
-    """Return what `save_state` wrote; None when there is nothing, or nothing sound, at `path`."""
-    try:
-        with open(path, "rb") as file:
-            checksum, payload = file.read(32), file.read()
-    except FileNotFoundError:
-        return None
-    with contextlib.suppress(pickle.UnpicklingError):  # what is no tensor and no plain value
-        if hashlib.sha256(payload).digest() == checksum:
-            return torch.load(io.BytesIO(payload), map_location="cpu", **WEIGHTS_ONLY)
-    return set_aside(path)
-
-
-@contextlib.contextmanager
-def locked(path):
-    """Hold a lock file; yield whether it is ours. It falls with its process, even by SIGKILL."""
-    with writing(path, 0):
-        os.makedirs(os.path.dirname(path), exist_ok=True)
-        open(path, "a").close()
-    with open(path, "w") as file:
-        try:
-            import fcntl
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            yield False
-            return
-        except (ImportError, OSError):  # Windows, or a disk without locks: one process, please
-            pass
-        yield True
-
-
-def digest(*parts):
-    """Return the hex SHA-256 of arrays, bytes and JSON-able values, in order."""
-    return digest_of(parts)
-
-
-def digest_of(parts):
-    """Return what `digest` does of an iterable, which need not fit the memory."""
-    sha = hashlib.sha256()
-    for part in parts:
-        if isinstance(part, np.ndarray):
-            part = np.ascontiguousarray(part).tobytes()
-        elif not isinstance(part, bytes):
-            part = json.dumps(part, sort_keys=True).encode()
-        sha.update(b"%d:" % len(part) + part)
-    return sha.hexdigest()
-
-
-def file_digest(path):
-    """Return the hex SHA-256 of a file."""
-    sha = hashlib.sha256()
-    with open(path, "rb") as file:
-        for block in iter(lambda: file.read(1 << 20), b""):
-            sha.update(block)
-    return sha.hexdigest()
-
-
-def seed_of(*parts):
-    """Return a seed (63 bits) that depends on all the parts: the same on every machine."""
-    return int(digest(*parts)[:16], 16) >> 1
-
-
-def generator(*parts):
-    """Return a CPU random generator seeded by `seed_of(*parts)`."""
-    return torch.Generator().manual_seed(seed_of(*parts))
-
-
-_whole_process = threading.RLock()  # for what is one in a process: PyTorch's random numbers, logs
-
-
-def exclusive(function):
-    """Make a function wait until no other thread of this process is in one of its kind.
-
-    Trainings then give the same numbers in threads as one after another: on a GPU, and with
-    PyTorch 1.3, all threads draw from one random generator. Classifying waits for nobody.
-    """
-    @functools.wraps(function)
-    def in_turn(*args, **kwargs):
-        with _whole_process:
-            return function(*args, **kwargs)
-    return in_turn
-
-
-# ---- what differs between PyTorch 1.3 + transformers 2.1 and today's, and on a terminal ---------
-
-def known_options(function, **options):
-    """Return the options that the function has on this stack."""
-    return {k: v for k, v in options.items() if k in inspect.signature(function).parameters}
-
-
-LEGACY_FORMAT = known_options(torch.save, _use_new_zipfile_serialization=False)
-WEIGHTS_ONLY = known_options(torch.load, weights_only=True)
-inference_mode = getattr(torch, "inference_mode", torch.no_grad)
-RESULTS_VERSION = 6  # raise it when the same run gives other numbers (tests/reference_trials.json)
-VERSIONS = {"python": "%d.%d.%d" % sys.version_info[:3], "torch": torch.__version__.split("+")[0],
-            "transformers": transformers.__version__}
-
-
-def used_precision(precision, kind):
-    """Return what a Config's precision is on a kind of device (cuda, cpu): fp32 or bf16.
-
-    auto is fp32 on a CPU: every CPU then gives nearly the same, and bf16 pays on those alone that
-    multiply in it (AVX512-BF16, AMX).
-    """
-    if precision != "auto":
-        return precision
-    gpu = kind == "cuda" and hasattr(torch, "autocast") and torch.cuda.is_available()
-    return "bf16" if gpu and torch.cuda.is_bf16_supported() else "fp32"
-
-
-def autocast(device, precision):
-    """Return a context that computes in a Config's precision."""
-    if used_precision(precision, device.type) == "bf16":
-        return torch.autocast(device.type, dtype=torch.bfloat16)
-    return contextlib.nullcontext()
-
-
-@contextlib.contextmanager
-def quiet_transformers():
-    """Silence transformers' load reports and bars: load_bert checks the same things itself."""
-    bars = None
-    with contextlib.suppress(ImportError):
-        from transformers.utils import logging as bars
-    with _whole_process:  # else another thread might take this silence for what was before
-        before, shown = logging.root.manager.disable, bars and bars.is_progress_bar_enabled()
-        try:
-            logging.disable(logging.CRITICAL)
-            if shown:
-                bars.disable_progress_bar()
-            yield
-        finally:
-            logging.disable(before)
-            if shown:
-                bars.enable_progress_bar()
-
-
-class Lines(io.StringIO):
-    """A stream for tqdm that prints each state of a bar as a line, but for the empty first one."""
-
-    def write(self, text):
-        """Print the state of the bar."""
-        if text.strip() and " 0%|" not in text:
-            print(text.strip(), flush=True)
-
-
-def progress_bar(total, what, unit):
-    """Return a tqdm bar on stdout: rewritten on a terminal or notebook, else a line every 10 s."""
-    live = sys.stdout.isatty() or hasattr(sys.stdout, "pub_thread")  # a notebook's stdout
-    return tqdm(total=total, desc=what, unit=unit, ascii=True, leave=False, ncols=88, position=0,
-                file=sys.stdout if live else Lines(), mininterval=0.5 if live else 10)
-
-
-def say(text):
-    """Print a line; bars that are shown give way and stand below it."""
-    tqdm.write(text)
-    sys.stdout.flush()
-
-
-# ---- several processes, one GPU each ------------------------------------------------------------
-
-def processes():
-    """Return (rank, number of processes): (0, 1) outside of `joined_processes`."""
-    group = torch.distributed
-    if group.is_available() and group.is_initialized():
-        return group.get_rank(), group.get_world_size()
-    return 0, 1
-
-
-@contextlib.contextmanager
-def joined_processes():
-    """Join the processes that torchrun started, if it did; the first of them alone prints.
-
-    All run the same code on the same data: a step's micro-batches are dealt out, gradients added
-    up. One that dies ends the others: their next exchange fails.
-    """
-    count, local_rank = launched_processes()
-    if count < 2:
-        yield
-        return
-    cuda = torch.cuda.is_available()
-    try:
-        if cuda:
-            torch.cuda.set_device(local_rank)
-        torch.distributed.init_process_group("nccl" if cuda else "gloo")
-    except (RuntimeError, ValueError, OSError) as error:
-        raise InputError(f"the {count} processes of WORLD_SIZE cannot be joined "
-                         f"({one_line(error)}); start them by torchrun") from None
-    with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(
-            nowhere if processes()[0] else sys.stdout):
-        yield
-        wait_for_all()
-    torch.distributed.destroy_process_group()
-
-
-def launched_processes():
-    """Return (number of processes, this one's GPU) by the variables that torchrun sets.
-
-    (1, 0) without WORLD_SIZE; InputError when one is missing, no number or out of bounds.
-    """
-    if "WORLD_SIZE" not in os.environ:
-        return 1, 0
-    count = launch_number("WORLD_SIZE", 1)
-    if count == 1:
-        return 1, 0
-    if launch_number("RANK", 0) >= count:
-        raise InputError(f"RANK={os.environ['RANK']}: must be below WORLD_SIZE={count}; start "
-                         f"several processes by torchrun, or unset WORLD_SIZE for one")
-    for key in ("MASTER_ADDR", "MASTER_PORT"):
-        if not os.environ.get(key):
-            raise InputError(f"WORLD_SIZE={count} without {key}; start several processes by "
-                             f"torchrun, or unset WORLD_SIZE for one")
-    launch_number("MASTER_PORT", 1)
-    return count, launch_number("LOCAL_RANK", 0)
-
-
-def launch_number(key, least):
-    """Return the number in a variable that torchrun sets; InputError where there is none."""
-    value = os.environ.get(key)
-    if value is None or not re.match(r"\d+$", value) or int(value) < least:
-        raise InputError(f"{key}={'(not set)' if value is None else repr(value)}: must be a "
-                         f"number of at least {least}; start several processes by torchrun, or "
-                         f"unset WORLD_SIZE for one")
-    return int(value)
-
-
-def wait_for_all():
-    """Wait until every process is here."""
-    if processes()[1] > 1:
-        torch.distributed.barrier()
-
-
-def total(value, device="cpu"):
-    """Return the sum of a number, or of a tensor in place, over all processes."""
-    if processes()[1] == 1:
-        return value
-    tensor = value if torch.is_tensor(value) else torch.tensor(
-        value, dtype=torch.float64, device=device)
-    torch.distributed.all_reduce(tensor)
-    return tensor if torch.is_tensor(value) else float(tensor)
-
-
-def mine(items):
-    """Return this process's share of a list: every item belongs to one process."""
-    rank, count = processes()
-    return items[rank::count]
-
-
-# ---- data --------------------------------------------------------------------------------------
+# ---- data ---------------------------------------------------------------------------------------
 
 PARTS = ("train", "dev", "test", "dev-b", "test-b")  # in the order of preds.tsv
 Part = namedtuple("Part", "ids texts labels")        # lists of str; labels None without a file
@@ -655,36 +266,45 @@ def subset(part, n, seed=0):
     return Part(*(column and [column[i] for i in sorted(in_turn[:n])] for column in part))
 
 
-# ---- text to pieces ----------------------------------------------------------------------------
+# ---- text to tokens -----------------------------------------------------------------------------
 
-def split_kept(n, keep):
-    """Return (first, last): how many of n kept items come from the head and from the tail.
-
-    head+tail is a quarter head, the rest tail: the best of Sun et al. 2019, table 2 (128 + 382).
-    """
-    first = {"head": n, "tail": 0, "head+tail": n // 4}[keep]
-    return first, n - first
-
-
-def kept(items, n, keep):
+def truncate(items, n, keep):
     """Return the n items of a list that survive truncation, all where there are no more."""
-    first, last = split_kept(n, keep)
-    return items if len(items) <= n else items[:first] + items[len(items) - last:]
+    return items if len(items) <= n else TRUNCATIONS[keep](items, n)
 
 
-def kept_words(text, k, keep):
-    """Return the first and/or last k words of a text, spelled as they were; k = 0 keeps all."""
+def keep_head(items, n):
+    """Return the first n items of a list."""
+    return items[:n]
+
+
+def keep_tail(items, n):
+    """Return the last n items of a list."""
+    return items[len(items) - n:]
+
+
+def keep_head_and_tail(items, n):
+    """Return n items of a list, a quarter from its head: the best of Sun et al. 2019, table 2."""
+    return items[:n // 4] + items[len(items) - (n - n // 4):]
+
+
+# A new way to truncate is an entry here; it gets a list of more than n items and gives n of them.
+TRUNCATIONS = {"head": keep_head, "tail": keep_tail, "head+tail": keep_head_and_tail}
+
+
+def truncate_words(text, k, keep):
+    """Return the k words of a text that survive, spelled as they were; k = 0 keeps all."""
     words = [match.span() for match in re.finditer(r"\S+", text)] if k else []
     if len(words) <= k:
         return text
-    first, last = split_kept(k, keep)
-    head = text[:words[first - 1][1]] if first else ""
-    tail = text[words[-last][0]:] if last else ""
-    return f"{head} {tail}".strip()
+    numbers = truncate(list(range(len(words))), k, keep)
+    breaks = [0, *(i for i in range(1, k) if numbers[i] != numbers[i - 1] + 1), k]
+    runs = [(words[numbers[a]][0], words[numbers[b - 1]][1]) for a, b in zip(breaks, breaks[1:])]
+    return " ".join(text[start:end] for start, end in runs)  # blanks within a run stay
 
 
 def check_seq_len(seq_len, tokenizer):
-    """Raise InputError unless [CLS], [SEP] and a piece fit and the model has the positions."""
+    """Raise InputError unless [CLS], [SEP] and a token fit and the model has the positions."""
     limit = getattr(tokenizer, "model_max_length", None) or 512
     limit = 512 if limit > 10 ** 6 else limit  # transformers' number for "unset" is huge
     if not 3 <= seq_len <= limit:
@@ -695,8 +315,8 @@ def check_seq_len(seq_len, tokenizer):
 def vectorize_ex(text, label, seq_len, tokenizer, keep="head", label_ids=LABEL_IDS):
     """Turn one review into what BERT takes: (input_ids, segment_ids, input_mask, label_id).
 
-    input_ids: [CLS] pieces [SEP] [PAD] ..., segment_ids: 0 (there is one segment), input_mask: 1
-    for real pieces, 0 for padding; each a list of exactly `seq_len` ints. `keep` says which pieces
+    input_ids: [CLS] tokens [SEP] [PAD] ..., segment_ids: 0 (there is one segment), input_mask: 1
+    for real tokens, 0 for padding; each a list of exactly `seq_len` ints. `keep` says which tokens
     survive truncation (head, tail, head+tail). label_id: by `label_ids`, None for label None.
     Raises ValueError for a seq_len under 3 or over the model's, and for an unknown label.
     """
@@ -704,20 +324,20 @@ def vectorize_ex(text, label, seq_len, tokenizer, keep="head", label_ids=LABEL_I
     check_texts([text])
     if label is not None and label not in label_ids:
         raise InputError(f"label {label!r}: known are {', '.join(map(str, label_ids))}")
-    pieces = tokenizer.convert_tokens_to_ids(tokenizer.tokenize(whole_characters(text)))
-    input_ids = framed(pieces, seq_len, keep, tokenizer)
+    tokens = tokenizer.convert_tokens_to_ids(tokenizer.tokenize(whole_characters(text)))
+    input_ids = add_special_tokens(tokens, seq_len, keep, tokenizer)
     padding = seq_len - len(input_ids)
     return (input_ids + [tokenizer.pad_token_id] * padding, [0] * seq_len,
             [1] * len(input_ids) + [0] * padding, None if label is None else label_ids[label])
 
 
-def framed(pieces, seq_len, keep, tokenizer):
-    """Return [CLS] + the pieces that survive + [SEP], a list of at most seq_len ids."""
-    return ([tokenizer.cls_token_id] + kept(pieces, seq_len - 2, keep) + [tokenizer.sep_token_id])
+def add_special_tokens(tokens, seq_len, keep, tokenizer):
+    """Return [CLS] + the tokens that survive + [SEP], a list of at most seq_len ids."""
+    return [tokenizer.cls_token_id, *truncate(tokens, seq_len - 2, keep), tokenizer.sep_token_id]
 
 
-class Pieces:
-    """The pieces of many texts: `pieces[i]` is the list of ids of text i, no special tokens.
+class Tokens:
+    """The tokens of many texts: `tokens[i]` is the list of ids of text i, no special tokens.
 
     They lie one after another in one int32 array, memory-mapped from the cache:
     [checksum of the rest, n, n + 1 offsets, ids ...].
@@ -726,7 +346,7 @@ class Pieces:
     def __init__(self, table):
         n = int(table[1])
         self.offsets, self.ids = table[2:n + 3].astype(np.int64), table[n + 3:]
-        self.lengths = np.diff(self.offsets).tolist()  # pieces of each text
+        self.lengths = np.diff(self.offsets).tolist()  # tokens of each text
 
     def __len__(self):
         return len(self.lengths)
@@ -736,34 +356,20 @@ class Pieces:
 
 
 def tokenize_all(texts, tokenizer):
-    """Return the Pieces of the texts; done once, then found in the cache by content."""
+    """Return the Tokens of the texts; done once, then found in the cache by content."""
     texts = check_many(texts)
     key = digest_of(itertools.chain([tokenizer_digest(tokenizer)], map(utf8, texts)))
-    path = os.path.join(cache_dir("pieces"), key[:32] + ".npy")
+    path = os.path.join(cache_dir("tokens"), key[:32] + ".npy")
     if processes()[0]:
         wait_for_all()  # the first process tokenizes, the others find its table
     table = load_table(path)
     if table is None:
         table = sealed_table(tokenize(texts, tokenizer))
-        with written_whole(path, "wb") as file:
+        with open_atomically(path, "wb") as file:
             np.save(file, table)
     if not processes()[0]:
         wait_for_all()
-    return Pieces(table)
-
-
-def tokenizer_digest(tokenizer):
-    """Return the hex SHA-256 of all that decides how a tokenizer splits texts and frames them."""
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    if backend is not None:
-        how = json.loads(backend.to_str())
-        del how["truncation"], how["padding"]  # calls leave them behind; tokenize clears them
-    else:
-        basic = getattr(tokenizer, "basic_tokenizer", None)
-        how = basic and vars(basic), getattr(tokenizer, "added_tokens_encoder", None)
-    return digest(tokenizer.convert_ids_to_tokens(list(range(len(tokenizer)))), how,
-                  [getattr(tokenizer, key + "_id") for key in SPECIAL],
-                  tokenizer.tokenize("A\u00e9 B\u96fb\u5f71, a.b [MASK]don't"))
+    return Tokens(table)
 
 
 def whole_characters(text):
@@ -771,39 +377,8 @@ def whole_characters(text):
     return text.encode("utf-8", "ignore").decode()
 
 
-def utf8(text):
-    """Return a text as bytes, lone surrogates too."""
-    return text.encode("utf-8", "surrogatepass")
-
-
-def sealed_table(rows):
-    """Return arrays of ids, one after another, as the one int32 array that `Pieces` describes."""
-    ids, offsets = array.array("i"), [0]  # 4 bytes an id, whatever the number of rows
-    for row in rows:
-        ids.frombytes(row.tobytes())
-        offsets.append(len(ids))
-    table = np.empty(len(offsets) + 2 + len(ids), dtype=np.int32)
-    table[1], table[2:len(offsets) + 2] = len(offsets) - 1, offsets
-    table[len(offsets) + 2:] = ids
-    table[0] = zlib.crc32(table[1:].data) >> 1
-    return table
-
-
-def load_table(path):
-    """Return a sound table from the cache, memory-mapped, or None."""
-    try:
-        table = np.load(path, mmap_mode="r")
-        if zlib.crc32(table[1:].data) >> 1 == table[0]:
-            return table
-    except FileNotFoundError:
-        return None
-    except Exception:  # whatever numpy makes of a damaged header
-        pass
-    return set_aside(path)
-
-
 def tokenize(texts, tokenizer, chunk=500):
-    """Yield an int32 array of piece ids for each text, in bulk where the tokenizer can."""
+    """Yield an int32 array of token ids for each text, in bulk where the tokenizer can."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is not None:  # a checkpoint's tokenizer.json, or an earlier call, may have set them
         backend.no_truncation()
@@ -820,226 +395,80 @@ def tokenize(texts, tokenizer, chunk=500):
     bar.close()
 
 
-# ---- cores that compute alone; dropout and attention on a CPU -----------------------------------
+# ---- batches ------------------------------------------------------------------------------------
 
-CACHED = 2 ** 19  # attention weights that a core works on at once: 2 MB, about its cache
-
-
-_beginning = threading.Lock()  # the number of threads that `begin` sets is the process's
+CPU_TOKENS = 1024  # of a micro-batch, which one core of a CPU works on: small enough to share out
 
 
-@functools.lru_cache(maxsize=None)
-def lone_threads(n):
-    """Return a pool of n threads that compute alone: none waits for another after every call."""
-    everyone = threading.Barrier(n)
-
-    def begin():
-        torch.set_num_threads(1)
-        torch.get_num_threads()  # settles it: a thread's first use takes the number set last
-        torch.set_grad_enabled(False)
-        everyone.wait(60)
-
-    with _beginning:
-        pool = ThreadPoolExecutor(n, initializer=begin)
-        list(pool.map(int, range(n)))  # all have begun ...
-        torch.set_num_threads(n)  # ... and threads of others, if they begin later, have n again
-    return pool
+@functools.lru_cache(maxsize=2)
+def order_of_epoch(n, data_seed, epoch):
+    """Return the epoch's order of the numbers below n, a tensor; drawn once."""
+    return torch.randperm(n, generator=generator("order", data_seed, epoch))
 
 
-_random = threading.local()  # .stream: the random numbers of the micro-batch that a thread is at
+def sample_of_step(n, batch_size, step, data_seed):
+    """Return the indices of the step's random sample: fixed by (data_seed, epoch, step) alone."""
+    epoch, within = divmod(step, math.ceil(n / batch_size))
+    order = order_of_epoch(n, data_seed, epoch)
+    return order[within * batch_size:(within + 1) * batch_size].tolist()
 
 
-@contextlib.contextmanager
-def random_stream(*seeds):
-    """Give this thread a random stream of its own: what it drops does not depend on the others."""
-    _random.stream = np.random.SFC64(seeds)
-    try:
-        yield
-    finally:
-        del _random.stream
+def micro_batches(lengths, max_count, max_tokens, launch=0):
+    """Split positions 0..n-1 into lists of like length, the longest first, as cheaply as can be.
 
-
-def next_seed():
-    """Return a seed from this thread's random stream, else from PyTorch's."""
-    stream = getattr(_random, "stream", None)
-    return int(torch.randint(2 ** 62, (1,)) if stream is None else stream.random_raw())
-
-
-class Dropout(torch.nn.Dropout):
-    """torch.nn.Dropout with masks by `keep_mask` on a CPU: of the thread's own stream."""
-
-    def forward(self, x):
-        """Return x with a share p of its numbers dropped, the others scaled up; in training."""
-        if not self.training or not self.p or x.device.type != "cpu":
-            return super().forward(x)
-        cut, share = cut_of(self.p)
-        return x * keep_mask(x.shape, cut, next_seed()).div_(share)
-
-    def __setstate__(self, state):
-        """Let a pickled model find its attention in the process that it comes to."""
-        super().__setstate__(state)
-        register_attention()
-
-
-def cut_of(p):
-    """Return the cut of `keep_mask` for a probability p below 1, and the share that is kept."""
-    cut = min(round(65536 * p), 65535)
-    return cut, 1 - cut / 65536
-
-
-def keep_mask(shape, cut, seed):
-    """Return a random mask of 1.0 and 0.0: each is 0 with probability cut / 65536.
-
-    A 64-bit random number decides on four positions, a quarter of the cost of bernoulli_().
+    Each list holds at most max_count, and count x longest is at most max_tokens (or count is 1).
+    Least cost by dynamic programming: the padded tokens, and `launch` tokens for each list.
     """
-    n = int(np.prod(shape))
-    bits = np.random.SFC64(seed).random_raw(n // 4 + 1).view(np.int16)[:n]
-    return torch.ge(torch.from_numpy(bits).view(shape), cut - 32768, out=torch.empty(shape))
+    order = sorted(range(len(lengths)), key=lambda i: (lengths[i], -i))
+    cost, starts = np.zeros(len(order) + 1), []  # of the cheapest split of the first i
+    for end, i in enumerate(order, 1):
+        first = max(0, end - max(1, min(max_count, max_tokens // lengths[i])))
+        padded_tokens = np.arange(end - first, 0, -1) * lengths[i]  # if this list starts there
+        best = int(np.argmin(cost[first:end] + padded_tokens))
+        starts.append(first + best)
+        cost[end] = cost[first + best] + padded_tokens[best] + launch
+    batches, end = [], len(order)
+    while end:
+        batches.append(order[starts[end - 1]:end][::-1])
+        end = starts[end - 1]
+    return batches
 
 
-def each_alone(work, items, device):
-    """Yield work(item) for every item in order: on a CPU each by a core of its own.
+def micro_limits(config, device):
+    """Return max_count, max_tokens and launch of a step's `micro_batches` on a device.
 
-    No more than one result a core, and one, is held, so memory stays bounded.
+    `accumulation` bounds the memory; a GPU gains from large micro-batches, a CPU does not: there
+    every core works on one of CPU_TOKENS, so the number of threads bounds it.
     """
-    threads, waiting = torch.get_num_threads(), collections.deque()
-    if device.type != "cpu" or threads == 1 or inference_mode is torch.no_grad:  # PyTorch 1.3
-        yield from map(work, items)
-        return
-    try:
-        for item in items:
-            waiting.append(lone_threads(threads).submit(work, item))
-            if len(waiting) > threads:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
-    finally:
-        for one in waiting:  # after an error or Ctrl-C
-            one.cancel()
+    count = max(1, config.batch_size // max(config.accumulation, processes()[1]))
+    if device.type == "cpu":
+        return count, min(count * config.seq_len, CPU_TOKENS), 48
+    return count, count * config.seq_len, 1024
 
 
-class DroppedAttention(torch.autograd.Function):
-    """softmax(query key' + bias), dropout, times value; in pieces, each by a core of its own.
-
-    query, key, value: (n, seq, size), bias: (n, 1, seq). The backward pass makes weights and masks
-    again instead of keeping them: n x seq x seq numbers are never held, as Dao et al. 2022 do it.
-    """
-
-    @staticmethod
-    def by_pieces(work, query, key, bias, cut, seed):
-        """Call work(slice, softmax weights, mask) on all pieces of the n."""
-        step = max(1, CACHED // query.shape[1] ** 2)
-
-        def one(start):
-            some = slice(start, start + step)
-            scores = torch.bmm(query[some], key[some].transpose(1, 2)).add_(bias[some])
-            work(some, scores.softmax(-1), keep_mask(scores.shape, cut, [seed, start]))
-
-        list(each_alone(one, range(0, len(query), step), query.device))  # list: wait for all
-
-    @staticmethod
-    def forward(ctx, query, key, value, bias, p, seed):
-        """Return (n, seq, size)."""
-        out, (cut, ctx.share) = torch.empty_like(query), cut_of(p)
-
-        def attend(some, weights, mask):
-            torch.bmm(weights.mul_(mask), value[some], out=out[some])
-
-        DroppedAttention.by_pieces(attend, query, key, bias, cut, seed)
-        out.mul_(1 / ctx.share)
-        ctx.save_for_backward(query, key, value, bias, out)
-        ctx.cut, ctx.seed = cut, seed
-        return out
-
-    @staticmethod
-    def backward(ctx, grad):
-        """Return the gradients of query, key and value."""
-        query, key, value, bias, out = ctx.saved_tensors
-        to_query, to_key, to_value = (torch.empty_like(query) for _ in range(3))
-        mean = (grad * out).sum(-1, keepdim=True)  # of a row's gradients, by its weights
-        grad = grad * (1 / ctx.share)
-
-        def go_back(some, weights, mask):
-            to_weights = torch.bmm(grad[some], value[some].transpose(1, 2)).mul_(mask)
-            torch.bmm(mask.mul_(weights).transpose(1, 2), grad[some], out=to_value[some])
-            to_scores = to_weights.sub_(mean[some]).mul_(weights)
-            torch.bmm(to_scores, key[some], out=to_query[some])
-            torch.bmm(to_scores.transpose(1, 2), query[some], out=to_key[some])
-
-        DroppedAttention.by_pieces(go_back, query, key, bias, ctx.cut, ctx.seed)
-        return to_query, to_key, to_value, None, None, None
+def pad(rows, pad_id):
+    """Return rows of ids as a dict of input_ids and attention_mask, (batch, longest) int64."""
+    input_ids = torch.full((len(rows), max(map(len, rows), default=0)), pad_id, dtype=torch.int64)
+    attention_mask = torch.zeros_like(input_ids)
+    for i, row in enumerate(rows):
+        input_ids[i, :len(row)] = torch.tensor(row)
+        attention_mask[i, :len(row)] = 1
+    return {"input_ids": input_ids, "attention_mask": attention_mask}
 
 
-def cpu_attention(module, query, key, value, attention_mask, dropout=0.0, scaling=None, **kwargs):
-    """Attend as BERT does; with dropout on a CPU by DroppedAttention, else by the library.
-
-    query, key, value: (batch, heads, seq, size); returns (batch, seq, heads, size). PyTorch's own
-    kernel has no dropout on a CPU and falls back to one several times slower.
-    """
-    from transformers.integrations.sdpa_attention import sdpa_attention_forward
-    if not dropout or query.device.type != "cpu":
-        return sdpa_attention_forward(module, query, key, value, attention_mask, dropout=dropout,
-                                      scaling=scaling, **kwargs)
-    (batch, heads, seq, size), kind = query.shape, query.dtype
-    bias = torch.zeros(batch, 1, 1, seq)
-    if attention_mask is not None:  # the same for every query: padding is not attended to
-        bias.masked_fill_(~attention_mask[:, :, :1], torch.finfo(torch.float32).min)
-    bias = bias.expand(batch, heads, 1, seq).reshape(-1, 1, seq)
-    query, key, value = query.float() * scaling, key.float(), value.float()
-    rows = [x.reshape(-1, seq, size) for x in (query, key, value)]
-    with torch.autocast("cpu", enabled=False):  # fp32 in here whatever the precision around it
-        out = DroppedAttention.apply(*rows, bias, dropout, next_seed())
-    out = out.view(batch, heads, seq, size).transpose(1, 2)
-    return out.contiguous().to(kind), None
+def classifier_batches(tokens, label_ids, config, tokenizer, device):
+    """Return step -> the micro-batches of that optimizer step, with one label per review."""
+    def batches(step):
+        chosen = sample_of_step(len(tokens), config.batch_size, step, config.data_seed)
+        rows = [add_special_tokens(tokens[i], config.seq_len, config.keep, tokenizer)
+                for i in chosen]
+        return [dict(pad([rows[i] for i in micro], tokenizer.pad_token_id),
+                     labels=torch.tensor([label_ids[chosen[i]] for i in micro]))
+                for micro in micro_batches(list(map(len, rows)), *micro_limits(config, device))]
+    return batches
 
 
-ATTENTION = "cpu_attention_of_" + __name__  # a copy of this file has a random stream of its own
-
-
-def register_attention():
-    """Make `cpu_attention` known to this process's transformers; ImportError if it is too old."""
-    from transformers import AttentionInterface, AttentionMaskInterface
-    from transformers.masking_utils import sdpa_mask
-    AttentionInterface.register(ATTENTION, cpu_attention)
-    AttentionMaskInterface.register(ATTENTION, sdpa_mask)
-
-
-def use_own_dropout(model):
-    """Make a model drop and attend as this section does; transformers 2.1 keeps its own."""
-    with contextlib.suppress(ImportError):
-        register_attention()
-        for module in model.modules():
-            if type(module) is torch.nn.Dropout:
-                module.__class__ = Dropout
-            if isinstance(module, BertModel):
-                module.set_attn_implementation(ATTENTION)
-
-
-# ---- model -------------------------------------------------------------------------------------
-
-PUZZLES = {  # what a library says (a regular expression): what it means here
-    "(?i)weights.only": "the file is damaged, or holds more than tensors",  # not its advice, ever
-    "ignore_mismatched_sizes": "its tensors have other shapes than config.json says"}
-
-
-def one_line(error):
-    """Return an exception as one short line that a terminal shows as it is."""
-    text = printable(str(error))
-    for sign, meaning in PUZZLES.items():
-        text = meaning if re.search(sign, text) else text
-    return f"{type(error).__name__}: {' '.join(text.split())[:200]}"
-
-
-def pick_device(device=""):
-    """Return the torch.device asked for, or cuda if there is one, else cpu."""
-    try:
-        chosen = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        torch.empty(0, device=chosen)
-    except Exception as error:
-        raise InputError(f"device={device!r} cannot be used ({one_line(error)}); "
-                         f"try device='cpu'") from None
-    return chosen
-
+# ---- model --------------------------------------------------------------------------------------
 
 HEADS = {"classifier": BertModel, "mlm": BertForPreTraining,
          "trained": BertForSequenceClassification}  # what load_bert reads for each head
@@ -1097,203 +526,6 @@ def load_bert(model=None, head="classifier", dropout=0.1, attention_dropout=0.1,
     return bert.float().eval(), tokenizer
 
 
-# What changes what BERT computes, in config.json: followed (and part of `model_digest`); set by
-# load_bert's arguments; left out, so that the library's default holds; or no other than that.
-BERT_SETTINGS = {
-    "followed": ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads",
-                 "intermediate_size", "hidden_act", "max_position_embeddings", "type_vocab_size",
-                 "layer_norm_eps"),
-    "arguments": ("hidden_dropout_prob", "attention_probs_dropout_prob", "num_labels"),
-    "left out": ("classifier_dropout",  # so that `dropout` is meant
-                 "chunk_size_feed_forward", "gradient_checkpointing", "use_cache",  # memory only
-                 "attn_implementation", "_attn_implementation", "dtype", "torch_dtype",
-                 "output_attentions", "output_hidden_states", "return_dict", "torchscript",
-                 "pad_token_id", "problem_type", "initializer_range"),
-    "only": {"model_type": "bert", "is_decoder": False, "add_cross_attention": False,
-             "is_encoder_decoder": False, "position_embedding_type": "absolute",
-             "tie_word_embeddings": True, "pruned_heads": {}, "use_bfloat16": False,
-             "quantization_config": None, "per_layer_config": None}}
-SPECIAL = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]",
-           "mask_token": "[MASK]"}
-SAFETENSORS = hasattr(getattr(transformers, "utils", None), "SAFE_WEIGHTS_NAME")  # not in 2.1
-FOREIGN_WEIGHTS = {  # how a file's name ends: whose weights it holds
-    ".h5": "TensorFlow's", ".ckpt.index": "TensorFlow's", ".ckpt.meta": "TensorFlow's",
-    ".msgpack": "Flax's", ".onnx": "ONNX's", "adapter_config.json": "an adapter's"}
-NOT_THE_FILE = {  # how a file begins: what it is, and the remedy
-    b"version https://git-lfs": "is a Git LFS pointer, not the file itself; run `git lfs pull` "
-                                "where it was cloned, or download the file",
-    b"\xef\xbb\xbf": "begins with a byte-order mark; save it as UTF-8 without one",
-    b"<!doctype html": "is a web page; download the file itself",
-    b"<html": "is a web page; download the file itself"}
-
-
-def check_folder(folder, name):
-    """Refuse a folder that cannot be a model's, and say what it is and what to give instead."""
-    names = sorted(os.listdir(folder))
-    if not names:
-        raise InputError(f"model {name!r}: {os.path.abspath(folder)} is an empty folder; fill it, "
-                         f"or remove it to have the hub's model of that name")
-    if "snapshots" in names:
-        inside = sorted(glob.glob(os.path.join(glob.escape(folder), "snapshots", "*")))
-        raise InputError(f"model {name!r}: a folder of the hub's cache; give the one in it that "
-                         f"holds config.json: {inside[-1] if inside else 'none is there'}")
-    for one in names:
-        if one.startswith(("config.json", "vocab.txt", "tokenizer", "pytorch_model", "model.")):
-            with contextlib.suppress(OSError), open(os.path.join(folder, one), "rb") as file:
-                head = file.read(200).lstrip().lower()
-                for sign, what in NOT_THE_FILE.items():
-                    if head.startswith(sign):
-                        raise InputError(f"model {name!r}: its {one} {what}")
-    if not any(one.startswith(("pytorch_model", "model.safetensors")) for one in names):
-        for end, whose in FOREIGN_WEIGHTS.items():
-            for one in names:
-                if one.endswith(end):
-                    raise InputError(f"model {name!r}: holds {whose} weights only ({one}); give "
-                                     f"the same model's PyTorch weights, pytorch_model.bin")
-    elif not SAFETENSORS and not any(one.startswith("pytorch_model") for one in names):
-        raise InputError(f"model {name!r}: holds model.safetensors only, which transformers "
-                         f"{transformers.__version__} cannot read; give pytorch_model.bin")
-
-
-def config_entries(folder):
-    """Return the entries of config.json, a dict, in a local folder or on the hub."""
-    if not os.path.isdir(folder):
-        return BertConfig.from_pretrained(folder).to_dict()
-    with open(os.path.join(folder, "config.json"), encoding="utf-8") as file:
-        entries = json.load(file)
-    if not isinstance(entries, dict):
-        raise TypeError("it holds no table of settings")
-    return entries
-
-
-def check_entries(entries, only, where):
-    """Refuse entries with a value other than the `only` one: it would be dropped, or misled by."""
-    for key, allowed in only.items():
-        value = entries.get(key)
-        if value is not None and value != allowed and (value or allowed):
-            raise InputError(f"{where} says {key}: {json.dumps(value)}; only "
-                             f"{json.dumps(allowed)} is supported: give a BERT made with it")
-
-
-def check_activation(entries, name):
-    """Refuse a hidden_act that this stack does not have."""
-    try:
-        from transformers.activations import ACT2FN
-    except ImportError:
-        from transformers.modeling_bert import ACT2FN
-    value = entries.get("hidden_act", "gelu")
-    if not isinstance(value, str) or value not in ACT2FN:
-        raise InputError(f"model {name!r}: its config.json says hidden_act: {json.dumps(value)}; "
-                         f"transformers {transformers.__version__} has {', '.join(ACT2FN)}")
-
-
-def attempt(what, name, load, *args, **kwargs):
-    """Return load(...); turn any failure into one clear error that names the model."""
-    try:
-        return load(*args, **kwargs)
-    except Exception as error:
-        keep_alive(error)
-        folder = find_path(name)
-        place = "" if os.path.isdir(folder) else " from the hub, nor is there such a folder"
-        fault = weights_fault(folder) if what == "weights" else ""
-        raise InputError(f"model {name!r}: its {what} could not be loaded{place}" + (
-            f": {fault}" if fault else
-            f" ({one_line(error)}); give a folder with config.json, vocab.txt and "
-            f"pytorch_model.bin as model=, --model or BERT_MODEL")) from None
-
-
-def keep_alive(error):
-    """Never free an exception: PyTorch 1.3 aborts when it frees a tensor that it read by half."""
-    if not WEIGHTS_ONLY:
-        ctypes.pythonapi.Py_IncRef(ctypes.py_object(error))
-
-
-def stored_weights(folder):
-    """Return what lies in a folder's file of weights, or None: {name: tensor} in a sound one.
-
-    Of model.safetensors, which today's stack prefers, the values are descriptions.
-    """
-    path = os.path.join(folder, "model.safetensors")
-    if SAFETENSORS and os.path.isfile(path):
-        with open(path, "rb") as file:
-            return json.loads(file.read(int.from_bytes(file.read(8), "little")).decode())
-    path = os.path.join(folder, "pytorch_model.bin")
-    return torch.load(path, map_location="cpu", **WEIGHTS_ONLY) if os.path.isfile(path) else None
-
-
-def weights_fault(folder, lacking=()):
-    """Return what is wrong with a folder's weights and the remedy, or "" where it is not known.
-
-    lacking: the names of tensors that were looked for in vain.
-    """
-    whole = ("pytorch_model.bin holds a whole pickled model or other objects, not only tensors; "
-             "save the model anew: torch.save(model.state_dict(), 'pytorch_model.bin')")
-    try:
-        stored = stored_weights(folder)
-    except Exception as error:
-        keep_alive(error)
-        return whole if "GLOBAL" in str(error) else ""
-    if isinstance(stored, torch.nn.Module):
-        return whole
-    for key, value in stored.items() if isinstance(stored, dict) else ():
-        if isinstance(value, dict) and any(map(torch.is_tensor, value.values())):
-            return (f"pytorch_model.bin holds them in a dict, under {key!r}; save them alone: "
-                    f"torch.save(torch.load(FILE)[{key!r}], FILE)")
-        match = re.match(r"(.+\.)(bert\.)?embeddings\.word_embeddings\.weight$", key)
-        start = match.group(1).replace("bert.", "") if match else ""
-        if start and lacking and all(
-                {start + one, start + "bert." + one} & set(stored) for one in lacking):
-            return (f"their names begin with {start!r}; save them without it: torch.save("
-                    f"{{key[{len(start)}:]: value for key, value in torch.load(FILE).items()}}, "
-                    f"FILE)")
-    return ""
-
-
-def new_layers(bert, info, folder, name):
-    """Return the names of the parameters that a checkpoint lacks and that are made new.
-
-    InputError where it lacks any other, or holds some of an encoder that have no place.
-    """
-    named = dict(bert.named_parameters())  # transformers 2.1 puts "bert." before a BertModel's
-    missing = {key if key in named else key.replace("bert.", "", 1)
-               for key in info["missing_keys"] if "position_ids" not in key}
-    if not SAFETENSORS and "cls.predictions.bias" in named and os.path.isdir(folder):
-        stored = stored_weights(folder)  # where names have no "bert." 2.1 says nothing of heads
-        missing.update(key for key in named if key.startswith("cls.") and key not in stored)
-    new = sorted(key for key in missing if key.startswith(("cls.", "pooler.", "bert.pooler.")))
-    lacking = sorted(missing - set(new))
-    if lacking:
-        fault = weights_fault(folder, [key.replace("bert.", "", 1) for key in lacking])
-        raise InputError(f"model {name!r}: its weights lack {len(lacking)} tensors of a BERT "
-                         f"({lacking[0]}, ...); {fault or 'give a whole BERT'}")
-    unplaced = sorted(key for key in info["unexpected_keys"] if "position_ids" not in key
-                      and re.match(r"(bert\.)?(embeddings|encoder)\.", key))
-    if unplaced:
-        raise InputError(f"model {name!r}: its weights hold {len(unplaced)} tensors that its "
-                         f"config.json has no place for ({unplaced[0]}, ...); give the "
-                         f"config.json that they were saved with")
-    return new
-
-
-def fit_embeddings(bert, config, tokenizer):
-    """Cut embeddings and the masked-LM head's outputs to the vocabulary; name its padding."""
-    encoder, n = getattr(bert, "bert", bert), len(tokenizer)
-    words = encoder.embeddings.word_embeddings
-    words.padding_idx = tokenizer.pad_token_id
-    if words.num_embeddings == n:
-        return
-    words.weight = torch.nn.Parameter(words.weight.detach()[:n].clone())
-    words.num_embeddings = n
-    if bert is not encoder:
-        head = bert.cls.predictions
-        head.bias = torch.nn.Parameter(head.bias.detach()[:n].clone())
-        head.decoder.weight, head.decoder.out_features = words.weight, n
-        if head.decoder.bias is not None:
-            head.decoder.bias = head.bias
-    for one in (config, bert.config, encoder.config):
-        one.vocab_size = n
-
-
 def fill_new(model, names, seed):
     """Initialize the named parameters as BERT does: matrices N(0, 0.02), biases 0, LayerNorm 1."""
     random = generator("new layers", seed)
@@ -1304,226 +536,21 @@ def fill_new(model, names, seed):
             parameter.data.fill_(float(name.endswith("LayerNorm.weight")))
 
 
-def check_tokenizer(tokenizer, config, name):
-    """Refuse a vocabulary that does not fit or is cased; give the tokenizer its model's limit."""
-    tokenizer.model_max_length = config.max_position_embeddings
-    tokenizer.max_len = int(1e12)  # transformers 2.1 warns past it, but vectorize_ex cuts itself
-    getattr(tokenizer, "deprecation_warnings", {})[  # and today's, once
-        "sequence-length-is-longer-than-the-specified-maximum"] = True
-    fast = getattr(tokenizer, "backend_tokenizer", None)
-    vocabulary = fast.get_vocab(with_added_tokens=False) if fast else tokenizer.vocab
-    special = [getattr(tokenizer, key) for key in SPECIAL]
-    lacking = [word for word in special if word not in vocabulary]
-    if lacking:
-        raise InputError(f"model {name!r}: its vocabulary lacks {', '.join(lacking)}; is "
-                         f"vocab.txt there, and this model's?")
-    added = [word for word in tokenizer.added_tokens_encoder if word not in special]
-    if added:
-        raise InputError(f"model {name!r}: tokens were added to its tokenizer "
-                         f"({', '.join(added[:3])}), which vocab.txt cannot say; give the model "
-                         f"as it was before that")
-    check_entries(tokenizer.init_kwargs, dict({"do_basic_tokenize": True, "never_split": None}, **(
-        {} if fast else {"strip_accents": True})), f"model {name!r}: its tokenizer_config.json")
-    spare = config.vocab_size - len(tokenizer)
-    if 0 < spare < 128 and config.vocab_size % 8 == 0:
-        warn(f"model {name!r}: its embeddings have {config.vocab_size} rows for "
-             f"{len(tokenizer)} vocabulary entries, as padded to a multiple of 8; the last "
-             f"{spare} are left out")
-    elif spare:
-        raise InputError(f"model {name!r}: its vocabulary has {len(tokenizer)} entries, its "
-                         f"embeddings {config.vocab_size}; is vocab.txt there, and this model's?")
-    ids = list(range(len(tokenizer)))
-    words = tokenizer.convert_ids_to_tokens(ids)
-    if None in words or tokenizer.convert_tokens_to_ids(words) != ids:
-        raise InputError(f"model {name!r}: its vocabulary of {len(tokenizer)} pieces names one "
-                         f"twice; vocab.txt is damaged")
-    cased = sum(word != word.lower() and word[0] != "[" for word in words)
-    if tokenizer.tokenize("Good") != tokenizer.tokenize("good") or cased > len(words) // 100:
-        raise InputError(f"model {name!r}: its vocabulary is cased; use an uncased BERT")
+# ---- optimizer and schedule ---------------------------------------------------------------------
+
+def adam(kind, groups, lr):
+    """Return an optimizer of Adam's family with BERT's settings (Devlin et al. 2019, A.2)."""
+    return kind(groups, lr=lr, betas=(0.9, 0.999), eps=1e-8,
+                **supported_options(kind, fused=True))  # one pass over the weights instead of ten
 
 
-def check_vocabularies(tokenizer, folder, name):
-    """Refuse a folder whose tokenizer.json, which today's stack reads, is not its vocab.txt's."""
-    paths = [os.path.join(folder, one) for one in ("tokenizer.json", "vocab.txt")]
-    if all(map(os.path.isfile, paths)):
-        with open(paths[1], encoding="utf-8") as file:
-            words = [line.rstrip("\n") for line in file]
-        if words != tokenizer.convert_ids_to_tokens(list(range(len(tokenizer)))):
-            raise InputError(f"model {name!r}: its tokenizer.json and vocab.txt hold different "
-                             f"vocabularies; remove the wrong one")
+# A new optimizer is an entry here; it gets groups of parameters and the peak learning rate.
+OPTIMIZERS = {"adam": functools.partial(adam, torch.optim.Adam),  # its decay: L2 in the gradient
+              "adamw": functools.partial(adam, torch.optim.AdamW)}  # decoupled weight decay
 
-
-def save_bert(folder, model, tokenizer, note, history=None, replace=False, **entries):
-    """Write a folder that `load_bert` reads on both stacks; it appears whole or not at all.
-
-    note: a dict for note.json, which also gets the SHA-256 of the weights, and a checksum of all
-    that makes the model. history: for history.json and .csv. replace: take the place of a folder
-    that is there; else that one stays. entries: of config.json, beside the model's own.
-    """
-    state = {key: value.cpu() for key, value in model.state_dict().items()}
-    config = {key: value for key, value in model.config.to_dict().items()
-              if key not in ("dtype", "_name_or_path", "pruned_heads")}
-    parent, name = os.path.split(os.path.abspath(folder))
-    with writing(folder, sum(value.numel() * value.element_size() for value in state.values())):
-        os.makedirs(parent, exist_ok=True)
-        clear_asides(folder)
-        aside = tempfile.mkdtemp(dir=parent, prefix=name, suffix=".tmp")
-        try:
-            config.update(model_type="bert", **entries)
-            save_json(os.path.join(aside, "config.json"), config)
-            save_json(os.path.join(aside, "tokenizer_config.json"), tokenizer_entries(
-                tokenizer, model.config.max_position_embeddings))
-            with written_whole(os.path.join(aside, "vocab.txt")) as file:
-                file.writelines(word + "\n" for word in tokenizer.convert_ids_to_tokens(
-                    list(range(len(tokenizer)))))
-            with written_whole(os.path.join(aside, "pytorch_model.bin"), "wb") as file:
-                torch.save(state, file, **LEGACY_FORMAT)
-            if history:
-                save_history(os.path.join(aside, "history"), history)
-            note = dict(note, sha256=file_digest(os.path.join(aside, "pytorch_model.bin")))
-            save_json(os.path.join(aside, "note.json"), dict(note, checksum=seal(aside, note)))
-            os.chmod(aside, 0o755)
-            (replace_folder if replace else rename_if_first)(aside, folder)
-        finally:
-            shutil.rmtree(aside, ignore_errors=True)
-
-
-def rename_if_first(aside, folder):
-    """Rename a folder, unless another process was first, with the same."""
-    try:
-        os.rename(aside, folder)
-    except OSError:
-        if not os.path.isdir(folder):
-            raise
-
-
-def replace_folder(aside, folder):
-    """Rename a folder to take the place of another, which is removed, or back after an error."""
-    older = aside[:-len(".tmp")] + ".older"
-    with contextlib.suppress(FileNotFoundError):
-        os.rename(folder, older)
-    try:
-        os.rename(aside, folder)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            os.rename(older, folder)
-        raise
-    shutil.rmtree(older, ignore_errors=True)
-
-
-def tokenizer_entries(tokenizer, limit):
-    """Return what tokenizer_config.json holds, for load_bert and for transformers' own loaders.
-
-    Beside what those want: the settings that are other than BERT's usual.
-    """
-    usual = dict(SPECIAL, tokenize_chinese_chars=True, strip_accents=None)
-    entries = dict({key: tokenizer.init_kwargs.get(key, usual[key]) for key in usual},
-                   **{key: getattr(tokenizer, key) for key in SPECIAL})
-    return dict({"do_lower_case": True, "tokenizer_class": "BertTokenizer",
-                 "model_max_length": limit},
-                **{key: value for key, value in entries.items() if value != usual[key]})
-
-
-def seal(folder, note):
-    """Return the checksum of a note and of the files that make its folder a model."""
-    paths = [os.path.join(folder, name) for name in (
-        "config.json", "vocab.txt", "pytorch_model.bin", "tokenizer_config.json")]
-    return digest(note, *(file_digest(path) for path in paths[:3] + [
-        path for path in paths[3:] if os.path.exists(path)]))
-
-
-def weights_digest(model):
-    """Return the hex SHA-256 of a model's weights."""
-    return digest(*itertools.chain.from_iterable(
-        (name, value.cpu().numpy()) for name, value in sorted(model.state_dict().items())
-        if not name.endswith("position_ids")))
-
-
-def model_digest(model, tokenizer):
-    """Return the hex SHA-256 of all of a loaded model that decides what comes of it.
-
-    Weights, what it follows of config.json, the tokenizer; not load_bert's own arguments.
-    """
-    return digest(weights_digest(model), tokenizer_digest(tokenizer),
-                  {key: getattr(model.config, key) for key in BERT_SETTINGS["followed"]})
-
-
-# ---- batches -----------------------------------------------------------------------------------
-
-CPU_TOKENS = 1024  # of a micro-batch, which one core of a CPU works on: small enough to share out
-
-
-@functools.lru_cache(maxsize=2)
-def order_of_epoch(n, data_seed, epoch):
-    """Return the epoch's order of the numbers below n, a tensor; drawn once."""
-    return torch.randperm(n, generator=generator("order", data_seed, epoch))
-
-
-def sample_of_step(n, batch_size, step, data_seed):
-    """Return the indices of the step's random sample: fixed by (data_seed, epoch, step) alone."""
-    epoch, within = divmod(step, math.ceil(n / batch_size))
-    order = order_of_epoch(n, data_seed, epoch)
-    return order[within * batch_size:(within + 1) * batch_size].tolist()
-
-
-def micro_batches(lengths, max_count, max_tokens, launch=0):
-    """Split positions 0..n-1 into lists of like length, the longest first, as cheaply as can be.
-
-    Each list holds at most max_count, and count x longest is at most max_tokens (or count is 1).
-    Least cost by dynamic programming: the padded tokens, and `launch` tokens for each list.
-    """
-    order = sorted(range(len(lengths)), key=lambda i: (lengths[i], -i))
-    cost, starts = np.zeros(len(order) + 1), []  # of the cheapest split of the first i
-    for end, i in enumerate(order, 1):
-        first = max(0, end - max(1, min(max_count, max_tokens // lengths[i])))
-        tokens = np.arange(end - first, 0, -1) * lengths[i]  # if this list starts there
-        best = int(np.argmin(cost[first:end] + tokens))
-        starts.append(first + best)
-        cost[end] = cost[first + best] + tokens[best] + launch
-    batches, end = [], len(order)
-    while end:
-        batches.append(order[starts[end - 1]:end][::-1])
-        end = starts[end - 1]
-    return batches
-
-
-def micro_limits(config, device):
-    """Return max_count, max_tokens and launch of a step's `micro_batches` on a device.
-
-    `accumulation` bounds the memory; a GPU gains from large micro-batches, a CPU does not: there
-    every core works on one of CPU_TOKENS, so the number of threads bounds it.
-    """
-    count = max(1, config.batch_size // max(config.accumulation, processes()[1]))
-    if device.type == "cpu":
-        return count, min(count * config.seq_len, CPU_TOKENS), 48
-    return count, count * config.seq_len, 1024
-
-
-def padded(rows, pad):
-    """Return rows of ids as a dict of input_ids and attention_mask, (batch, longest) int64."""
-    input_ids = torch.full((len(rows), max(map(len, rows), default=0)), pad, dtype=torch.int64)
-    attention_mask = torch.zeros_like(input_ids)
-    for i, row in enumerate(rows):
-        input_ids[i, :len(row)] = torch.tensor(row)
-        attention_mask[i, :len(row)] = 1
-    return {"input_ids": input_ids, "attention_mask": attention_mask}
-
-
-def classifier_batches(pieces, label_ids, config, tokenizer, device):
-    """Return step -> the micro-batches of that optimizer step, with one label per review."""
-    def batches(step):
-        chosen = sample_of_step(len(pieces), config.batch_size, step, config.data_seed)
-        rows = [framed(pieces[i], config.seq_len, config.keep, tokenizer) for i in chosen]
-        return [dict(padded([rows[i] for i in micro], tokenizer.pad_token_id),
-                     labels=torch.tensor([label_ids[chosen[i]] for i in micro]))
-                for micro in micro_batches(list(map(len, rows)), *micro_limits(config, device))]
-    return batches
-
-
-# ---- optimizer and schedule --------------------------------------------------------------------
 
 def make_optimizer(model, config):
-    """Return Adam (weight_decay is L2 in the gradient) or AdamW (decoupled weight decay).
+    """Return the optimizer of a config over the parameters that are trained.
 
     Weight decay is for matrices; biases and LayerNorm are left alone, as in BERT's own code.
     """
@@ -1531,9 +558,7 @@ def make_optimizer(model, config):
     groups = [{"params": [p for p in parameters if p.dim() > 1],
                "weight_decay": config.weight_decay},
               {"params": [p for p in parameters if p.dim() <= 1], "weight_decay": 0.0}]
-    kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[config.optimizer]
-    return kind(groups, lr=config.lr, betas=(0.9, 0.999), eps=1e-8,
-                **known_options(kind, fused=True))  # one pass over the weights instead of ten
+    return OPTIMIZERS[config.optimizer](groups, config.lr)
 
 
 def lr_factor(progress, warmup, decay="linear"):
@@ -1543,13 +568,20 @@ def lr_factor(progress, warmup, decay="linear"):
     """
     if progress < warmup:
         return progress / warmup
-    return max(0.0, (1 - progress) / (1 - warmup)) if decay == "linear" else 1.0
+    return DECAYS[decay](max(0.0, (1 - progress) / (1 - warmup)))
 
 
-# ---- training loop -----------------------------------------------------------------------------
+# A new decay is an entry here; it gets what is left of the steps after warm-up, from 1 to 0.
+DECAYS = {"linear": lambda left: left, "none": lambda left: 1.0}
+
+
+# ---- training loop ------------------------------------------------------------------------------
+
+class Diverged(ArithmeticError):
+    """The loss or the gradient became NaN or infinite."""
+
 
 CHECKPOINT_SECONDS = 60  # between checkpoints; each is some 3 times the weights' size
-CHECKPOINT_DAYS = 7      # that a checkpoint waits for the command that goes on from it
 EVALUATIONS = 4          # points of a run's learning curve, evenly over its progress
 
 
@@ -1574,16 +606,10 @@ def count_targets(window):
 def summed_loss(forward, model, batch, device, precision="auto"):
     """Return the sum of cross entropies over the targets of a micro-batch, a scalar tensor."""
     if not count_targets([batch]):  # torch 1.3 cannot take the loss of nothing
-        return next(model.parameters()).sum() * 0
+        return next(p for p in model.parameters() if p.requires_grad).sum() * 0
     with autocast(device, precision):
         logits, targets = forward(model, {key: value.to(device) for key, value in batch.items()})
     return F.cross_entropy(logits.float(), targets, reduction="sum")
-
-
-def out_of_memory(error):
-    """Tell whether an exception says that memory ran out, of a GPU or of the computer."""
-    return isinstance(error, MemoryError) or re.search(
-        r"out of memory|can't allocate memory|not enough memory", str(error)) is not None
 
 
 def halved(window):
@@ -1596,154 +622,199 @@ def halved(window):
     return halves
 
 
-def add_gradients(parameters, grads):
-    """Add gradients to those that the parameters have; None is none."""
-    for parameter, grad in zip(parameters, grads):
-        if parameter.grad is None:
-            parameter.grad = grad if grad is None or grad.is_sparse else grad.contiguous()
-        elif grad is not None and parameter.grad.is_sparse and not grad.is_sparse:
-            parameter.grad = grad + parameter.grad
-        elif grad is not None:
-            parameter.grad.add_(grad)
+def accumulate(model, micro_batches, n_targets, forward, precision="auto", seed=0):
+    """Add up the gradients of a step's mean loss, micro-batch by micro-batch; return that loss.
 
-
-@contextlib.contextmanager
-def sparse_embeddings(model, device):
-    """On a CPU keep the gradients of word embeddings by row; make one dense tensor at the end.
-
-    Else every micro-batch makes, and adds up, one as large as the vocabulary (47 MB and more).
+    Each micro-batch gives the sum of its losses over the number of targets of the whole step, so
+    the gradients are those of one large batch, however it was split. (A mean of the micro-batches'
+    means is not: a review in a small one would weigh more.) seed: of what is dropped on a CPU.
+    Raises OutOfMemory.
     """
-    words = model.bert.embeddings.word_embeddings
-    words.sparse = device.type == "cpu"
-    try:
-        yield
-    finally:
-        words.sparse = False
-        if words.weight.grad is not None and words.weight.grad.is_sparse:
-            words.weight.grad = words.weight.grad.to_dense()
-
-
-def accumulate(model, window, targets, forward, device, precision="auto", seed=0):
-    """Add up the gradients of a window's mean loss; return the loss, None if memory ran out.
-
-    seed: of what is dropped on a CPU today; a GPU, and PyTorch 1.3, drop by PyTorch's generator.
-    """
+    device = next(model.parameters()).device
     parameters = [p for p in model.parameters() if p.requires_grad]
 
-    def gradients(numbered):
+    def loss_and_gradients(numbered):
         number, batch = numbered
         with torch.enable_grad(), random_stream(seed, number):
-            part = summed_loss(forward, model, batch, device, precision) / max(targets, 1)
-            if device.type != "cpu":
-                part.backward()
-                return part.detach(), ()
-            return part.detach(), torch.autograd.grad(part, parameters, allow_unused=True)
+            part = summed_loss(forward, model, batch, device, precision) / max(n_targets, 1)
+            return part.detach(), gradients_of(part, parameters)
 
-    loss, short = torch.zeros((), device=device), 0
-    try:
-        with sparse_embeddings(model, device):
-            for part, grads in each_alone(gradients, mine(list(enumerate(window))), device):
-                loss += part
-                add_gradients(parameters, grads)
-    except (RuntimeError, MemoryError) as error:
-        if not out_of_memory(error) or max(len(batch["labels"]) for batch in window) == 1:
-            raise
-        short = 1
-    if total(short, device):  # in any process
-        return None
-    for parameter in model.parameters() if processes()[1] > 1 else ():
-        if parameter.requires_grad:
-            parameter.grad = total(torch.zeros_like(parameter) if parameter.grad is None
-                                   else parameter.grad)
-    return total(loss)
+    loss = torch.zeros((), device=device)
+    with memory_for_all(device), sparse_embeddings(model, device):
+        # Processes deal the micro-batches out; the cores of a CPU take one each at a time.
+        share = my_share(list(enumerate(micro_batches)))
+        for part, gradients in parallel_map(loss_and_gradients, share, device):
+            loss += part
+            add_gradients(parameters, gradients)
+    sum_gradients(parameters)
+    return all_sum(loss)
 
 
-def fit(model, batches, n_steps, steps_per_epoch, forward, config, evaluate=None, run="",
+def fit(model, batches, n_steps, steps_per_epoch, forward, config, evaluate=None, checkpoint="",
         log_dir="", what="training"):
     """Train for n_steps optimizer steps (or max_minutes); return the history, a list of dicts.
 
     batches(step) gives the micro-batches of a step, forward is classifier_forward or mlm_forward,
-    evaluate(model) gives a dict of figures, at the start and EVALUATIONS times. run: the
-    checkpoint's file; the run goes on from it, on a CPU bit for bit, and leaves one on Ctrl-C.
+    evaluate(model) gives a dict of metrics, at the start and EVALUATIONS times. checkpoint: a
+    file; the run goes on from it, on a CPU bit for bit, and leaves one when it is stopped.
     Raises Diverged when the loss or the gradient is NaN or infinite.
     """
-    device, rank, halvings = next(model.parameters()).device, processes()[0], 0
-    writer = None if rank else open_writer(log_dir)
     optimizer = make_optimizer(model, config)
-    step, history, used = resume(run, model, optimizer)
-    started, saved, lr = time.time() - used, time.time(), history[-1].get("lr", 0) if step else 0
-    bar = progress_bar(n_steps, what, "step")
-    bar.update(step)
-    model.train()
-
-    def progress_at(step):
-        spent = (time.time() - started) / 60 / config.max_minutes if config.max_minutes else 0
-        return max(step / n_steps, total(0 if rank else spent, device))
-
-    try:
-        if evaluate and not history:
-            history.append(dict(step=0, epoch=0.0, seconds=0.0, **evaluate(model)))
-        if history and "due" in history[-1]:  # it was interrupted while it was measured
-            measure_due(history[-1], evaluate, model)
-        progress = progress_at(step)
-        while progress < 1:
-            lr = config.lr * lr_factor(progress, config.warmup, config.decay)
+    run = Run(model, optimizer, config, n_steps, steps_per_epoch, evaluate, checkpoint, log_dir,
+              what)
+    with run.guarded():  # resumes, measures, shows progress, keeps a checkpoint when stopped
+        while run.progress < 1:  # share of the steps done, or of max_minutes spent
+            # Warm-up and decay count optimizer steps, not micro-batches: the last rate is near 0.
+            lr = config.lr * lr_factor(run.progress, config.warmup, config.decay)
             for group in optimizer.param_groups:
                 group["lr"] = lr
-            seed = seed_of("dropout", config.seed, step, *([rank] if rank else []))
-            torch.manual_seed(seed)
-            window = batches(step)
-            for _ in range(halvings):
-                window = halved(window)
-            targets = count_targets(window)  # of the whole accumulation window
-            loss = accumulate(model, window, targets, forward, device, config.precision, seed)
-            if loss is None:
-                clear_gradients(model)
-                halvings += 1
-                say(f"{what}: out of memory at step {step + 1}; micro-batches are halved, the "
-                    f"step is repeated, the optimizer's batch stays the same")
-                continue
-            norm = torch.nn.utils.clip_grad_norm_(model.parameters(), config.clip_norm or math.inf)
-            loss, norm = float(loss), float(norm)
-            if not math.isfinite(loss + norm):
-                raise Diverged(f"loss {loss}, gradient norm {norm} at step {step + 1} of "
+            # Which reviews a step sees and what it drops depend on seeds and step alone, so a
+            # resumed run goes on as the undisturbed one would.
+            seed = run.seed_dropout()
+            micro_batches = run.split(batches(run.step))  # smaller ones where memory ran out
+            n_targets = count_targets(micro_batches)  # reviews, or masked tokens, of the step
+            try:
+                loss = float(accumulate(model, micro_batches, n_targets, forward,
+                                        config.precision, seed))
+            except OutOfMemory as error:
+                run.halve(micro_batches, error)
+                continue  # the same step again
+            # One norm over all gradients, in nats; where it is larger than clip_norm, every
+            # gradient shrinks by the same factor. What comes back is the norm before that.
+            norm = float(torch.nn.utils.clip_grad_norm_(model.parameters(),
+                                                        config.clip_norm or math.inf))
+            if not math.isfinite(loss + norm):  # before it can reach the weights
+                raise Diverged(f"loss {loss}, gradient norm {norm} at step {run.step + 1} of "
                                f"{n_steps} with lr {lr:.3g}; lower lr or lengthen warmup")
-            before, progress = progress, progress_at(step + 1)
-            with uninterrupted():  # so that whatever stops the run, a step is whole
+            with uninterrupted():  # whatever stops the run, a step is whole
                 optimizer.step()
-                clear_gradients(model)
-                step += 1
-                row = dict(step=step, epoch=step / steps_per_epoch, lr=lr, grad_norm=norm,
-                           loss=loss if targets else None, targets=targets,
-                           seconds=time.time() - started)
-                if evaluate and int(progress * EVALUATIONS) > int(before * EVALUATIONS):
-                    row["due"] = True
-                history.append(row)
-            if "due" in row:
-                measure_due(row, evaluate, model)
-                progress = progress_at(step)  # measuring takes time too
-            for key in row if writer else ():
-                if row[key] is not None:  # a loss of no targets
-                    writer.add_scalar(key, row[key], step)
-            bar.update(1)
-            if run and not rank and time.time() - saved > CHECKPOINT_SECONDS:
-                checkpoint(run, model, optimizer, history, time.time() - started)
-                saved = time.time()
-    except KeyboardInterrupt:
-        if run and not rank and history:
-            checkpoint(run, model, optimizer, history, time.time() - started)
-        print(f"\n{what} interrupted at step {step} of {n_steps}"
-              f"{'; the same call goes on from its last checkpoint' if run else ''}", flush=True)
-        raise
-    finally:
-        bar.close()
-        model.eval()
-        if writer:
-            writer.close()
-    if step < n_steps:
-        say(f"{what}: the budget of {config.max_minutes:g} minutes ended it after {step} of "
-            f"{n_steps} steps, the last with lr {lr:.2g}")
-    return history
+                clear_gradients(model)  # else the next step would add to them
+                run.record(lr=lr, grad_norm=norm, loss=loss if n_targets else None,
+                           targets=n_targets)
+            run.after_step()  # measures where that is due, writes a checkpoint a minute
+    return run.history
+
+
+class Run:
+    """What stands around a training loop: progress, history, measuring, checkpoints, a stop.
+
+    step: optimizer steps done. progress: 0 to 1, the share of the steps that is done or, if that
+    is more, of config.max_minutes spent. history: a dict for every step, and one before the first
+    with the metrics of evaluate(model).
+    """
+
+    def __init__(self, model, optimizer, config, n_steps, steps_per_epoch, evaluate=None,
+                 checkpoint="", log_dir="", what="training"):
+        self.model = model
+        self.optimizer = optimizer
+        self.config = config
+        self.n_steps = n_steps
+        self.steps_per_epoch = steps_per_epoch
+        self.evaluate = evaluate
+        self.checkpoint = checkpoint
+        self.what = what
+        self.rank, _ = processes()
+        self.writer = None if self.rank else open_writer(log_dir)
+        self.step, self.history, seconds = resume(checkpoint, model, optimizer)
+        self.began = time.time() - seconds
+        self.saved = time.time()
+        self.halvings = 0
+        self.progress = 0.0
+
+    @contextlib.contextmanager
+    def guarded(self):
+        """Measure before the first step; keep a checkpoint when Ctrl-C stops the block."""
+        bar = self.bar = progress_bar(self.n_steps, self.what, "step")
+        bar.update(self.step)
+        self.model.train()
+        try:
+            if self.evaluate and not self.history:
+                self.history.append(dict(step=0, epoch=0.0, seconds=0.0,
+                                         **self.evaluate(self.model)))
+            self.measure_if_due()  # the run was stopped while it was measured
+            self.progress = self.share_done()
+            yield
+        except KeyboardInterrupt:
+            self.save()
+            print(f"\n{self.what} interrupted at step {self.step} of {self.n_steps}"
+                  f"{'; the same call resumes from its last checkpoint' * bool(self.checkpoint)}",
+                  flush=True)
+            raise
+        finally:
+            bar.close()
+            self.model.eval()
+            if self.writer:
+                self.writer.close()
+        if self.step < self.n_steps:
+            say(f"{self.what}: the budget of {self.config.max_minutes:g} minutes ended it after "
+                f"{self.step} of {self.n_steps} steps, the last with lr "
+                f"{self.history[-1].get('lr', 0) if self.history else 0:.2g}")
+
+    def share_done(self):
+        """Return the progress, the same in all processes: the first one's clock counts."""
+        spent = 0
+        if self.config.max_minutes and not self.rank:
+            spent = (time.time() - self.began) / 60 / self.config.max_minutes
+        return max(self.step / self.n_steps, all_sum(spent, next(self.model.parameters()).device))
+
+    def seed_dropout(self):
+        """Seed PyTorch's random numbers by seed, step and process; return the seed."""
+        seed = seed_of("dropout", self.config.seed, self.step, *[self.rank] * bool(self.rank))
+        torch.manual_seed(seed)  # for a GPU and PyTorch 1.3, which draw from it
+        return seed
+
+    def split(self, micro_batches):
+        """Return micro-batches in halves of halves, once for each time that memory ran out."""
+        for _ in range(self.halvings):
+            micro_batches = halved(micro_batches)
+        return micro_batches
+
+    def halve(self, micro_batches, error):
+        """Make all later micro-batches half as large; raise the error if these are single."""
+        if max(len(batch["labels"]) for batch in micro_batches) == 1:
+            raise error
+        clear_gradients(self.model)
+        self.halvings += 1
+        say(f"{self.what}: out of memory at step {self.step + 1}; micro-batches are halved, the "
+            f"step is repeated, the optimizer's batch stays the same")
+
+    def record(self, **metrics):
+        """Count a step and append its row to the history, marked "due" if it is to be measured."""
+        before = self.progress
+        self.step += 1
+        self.progress = self.share_done()
+        row = dict(step=self.step, epoch=self.step / self.steps_per_epoch, **metrics,
+                   seconds=time.time() - self.began)
+        if self.evaluate and int(self.progress * EVALUATIONS) > int(before * EVALUATIONS):
+            row["due"] = True
+        self.history.append(row)
+
+    def after_step(self):
+        """Measure the last step if that is due; log it; write a checkpoint now and then."""
+        if self.measure_if_due():
+            self.progress = self.share_done()  # measuring takes time too
+        row = self.history[-1]
+        for key in row if self.writer else ():
+            if row[key] is not None:  # a loss of no targets
+                self.writer.add_scalar(key, row[key], self.step)
+        self.bar.update(1)
+        if time.time() - self.saved > CHECKPOINT_SECONDS:
+            self.save()
+
+    def measure_if_due(self):
+        """Add the metrics of evaluate(model) to the last row where they are due; tell whether."""
+        due = bool(self.history) and "due" in self.history[-1]
+        if due:
+            self.history[-1].update(self.evaluate(self.model))
+            del self.history[-1]["due"]
+        return due
+
+    def save(self):
+        """Write a checkpoint, if the run has a file for it and has begun."""
+        if self.checkpoint and self.history and not self.rank:
+            save_checkpoint(self.checkpoint, self.model, self.optimizer, self.history,
+                            time.time() - self.began)
+        self.saved = time.time()
 
 
 def clear_gradients(model):
@@ -1752,120 +823,34 @@ def clear_gradients(model):
         parameter.grad = None
 
 
-def measure_due(row, evaluate, model):
-    """Add the figures of evaluate(model) to a row of the history that they are due in."""
-    row.update(evaluate(model))
-    del row["due"]
+# ---- classifier: train, predict, classify -------------------------------------------------------
+
+GRADING_MINUTES = 30  # what the grading server allows for pretrain, for train, for classification
 
 
-@contextlib.contextmanager
-def uninterrupted():
-    """Hold Ctrl-C, and SIGTERM where it is handled, back until the block is done."""
-    came, handlers = [], {}
-    with contextlib.suppress(ValueError):  # not the main thread: no signal comes here
-        for number in (signal.SIGINT, signal.SIGTERM):
-            if callable(signal.getsignal(number)):
-                handlers[number] = signal.signal(number, lambda *args: came.append(args))
-    try:
-        yield
-    finally:
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
-    for number, frame in came:
-        handlers[number](number, frame)
+def settings(config):
+    """Return a config as a dict, less model and device; precision: what is used, if not fp32."""
+    kind = (config.device or ("cuda" if torch.cuda.is_available() else "cpu")).split(":")[0]
+    used = dict(vars(config), precision=used_precision(config.precision, kind))
+    return {key: value for key, value in sorted(used.items())
+            if key not in ("model", "device") and (key, value) != ("precision", "fp32")}
 
 
-def checkpoint(path, model, optimizer, history, seconds):
-    """Write all that the run needs to go on; what is random depends on seeds and step alone."""
-    save_state(path, {"model": model.state_dict(), "history": history, "seconds": seconds,
-                      "optimizer": optimizer and optimizer.state_dict()})
+NAMED = ("seq_len", "keep", "words", "batch_size", "accumulation", "epochs", "lr", "optimizer",
+         "weight_decay", "warmup", "decay", "clip_norm", "dropout", "attention_dropout",
+         "whole_word", "max_minutes", "seed", "data_seed", "precision")
 
 
-def resume(path, model, optimizer):
-    """Load the checkpoint at `path`, if there is one; return (step, history, seconds used)."""
-    state = load_state(path) if path else None
-    if state is None:
-        return 0, [], 0.0
-    model.load_state_dict(state["model"])
-    if state["optimizer"]:  # a finished run needs it no more
-        optimizer.load_state_dict(state["optimizer"])
-    step = state["history"][-1]["step"]
-    say(f"goes on from the checkpoint after step {step}")
-    return step, state["history"], state["seconds"]
+def named_settings(config):
+    """Return the settings that enter the names of trials, runs and pretrainings.
 
-
-@contextlib.contextmanager
-def tended(path):
-    """Hold the lock on a run's checkpoint; before, tend those that other runs have left."""
-    if not processes()[0]:
-        tend_checkpoints(path)
-    with locked(path + ".lock") as mine:
-        try:
-            yield
-        finally:
-            if mine:
-                forget(path + ".lock")
-
-
-_told = set()  # checkpoints that this process has named already
-
-
-def tend_checkpoints(own):
-    """Say once what checkpoints wait in the cache; remove those that wait for nobody.
-
-    These are older than CHECKPOINT_DAYS, and no running process holds their lock. own: the
-    checkpoint of the run that begins.
+    Those of NAMED always; of a hyperparameter that is newer only what is not its default, so that
+    adding one renames nothing. Whoever changes such a default raises RESULTS_VERSION.
     """
-    waiting, removed = {}, {}  # {file: MB}
-    for path in [path for folder in (cache_dir("runs"), cache_dir("pretrained"))
-                 for path in glob.glob(os.path.join(glob.escape(folder), "*.checkpoint*"))]:
-        run = path[:path.rindex(".checkpoint")] + ".checkpoint"  # path: this, its lock, a damaged
-        if run == own:
-            continue
-        with contextlib.suppress(OSError, InputError), locked(run + ".lock") as mine:
-            if mine:
-                size, age = os.path.getsize(path) / 2 ** 20, time.time() - os.path.getmtime(path)
-                if age > 86400 * CHECKPOINT_DAYS:
-                    os.remove(path)
-                    removed[path] = size
-                elif path == run:
-                    waiting[path] = size
-                forget(run + ".lock")
-    if removed or set(waiting) - _told:
-        say(f"checkpoints of stopped runs in {cache_dir()}: {len(waiting)} "
-            f"({sum(waiting.values()):,.1f} MB) wait, {CHECKPOINT_DAYS} days at most, for the "
-            f"command that goes on from them; {len(removed)} ({sum(removed.values()):,.1f} MB) "
-            f"older than that removed")
-    _told.update(waiting)
+    default = settings(Config())
+    return {key: value for key, value in settings(config).items()
+            if key in NAMED or value != default[key]}
 
-
-def open_writer(log_dir):
-    """Return a TensorBoard writer when log_dir asks for one and one is installed, else None."""
-    try:
-        if log_dir:
-            from torch.utils.tensorboard import SummaryWriter
-            return SummaryWriter(os.path.expanduser(log_dir))
-    except Exception as error:
-        warn(f"no TensorBoard log ({one_line(error)}): it needs tensorboard >= 1.14, which the "
-             f"pinned 1.9 is not")
-
-
-def save_table(path, rows):
-    """Write a list of dicts as CSV, whole or not at all; a key that a row lacks stays empty."""
-    with written_whole(path) as file:
-        columns = list(dict.fromkeys(key for row in rows for key in row))
-        writer = csv.DictWriter(file, columns, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-
-
-def save_history(stem, history):
-    """Write the history as STEM.json and STEM.csv."""
-    save_json(stem + ".json", history)
-    save_table(stem + ".csv", history)
-
-
-# ---- classifier: train, predict, classify ------------------------------------------------------
 
 def check_many(values, what="texts"):
     """Return values as a list; refuse one string, and a mapping or table: they give keys."""
@@ -1892,9 +877,10 @@ def check_texts(texts, labels=None):
 
 
 def prepare(texts, tokenizer, config):
-    """Return the Pieces of the texts, of their first/last `words` when asked to."""
+    """Return the Tokens of the texts, of their first/last `words` when asked to."""
     check_seq_len(config.seq_len, tokenizer)
-    return tokenize_all([kept_words(text, config.words, config.keep) for text in texts], tokenizer)
+    texts = [truncate_words(text, config.words, config.keep) for text in check_many(texts)]
+    return tokenize_all(texts, tokenizer)
 
 
 def start(config, head, content):
@@ -1916,9 +902,12 @@ def train(texts, labels, pretrain_params=None, dev=None, n_eval=500, log_dir="",
     out; n_eval of them, and of the training reviews, give the learning curve. log_dir: of
     TensorBoard. save_as: stem of the history's .json and .csv. overrides: fields of Config.
     An unfinished run of the same texts, labels, model and settings is resumed; a finished one is
-    never reused, unless hold=True leaves it to the same call until forget(params["run"]).
+    never reused, unless hold=True leaves it to the same call until params["run"] is removed.
     """
     config = make_config(**overrides)
+    if config.freeze:
+        raise InputError("freeze=True: for pretrain only; a classifier on a fixed BERT is "
+                         "frozen_regression on frozen_features")
     if pretrain_params is not None:
         config = dataclasses.replace(config, model=pretrained_folder(pretrain_params))
         say(f"training starts from {describe(pretrain_params)}")
@@ -1946,48 +935,43 @@ def train(texts, labels, pretrain_params=None, dev=None, n_eval=500, log_dir="",
         batches = classifier_batches(prepare(texts, tokenizer, config), label_ids, config,
                                      tokenizer, next(model.parameters()).device)
         run = os.path.join(cache_dir("runs"), key + ".checkpoint")
-        with tended(run):
+        with locked_checkpoint(run):
             history = fit(model, batches, config.epochs * per_epoch, per_epoch,
                           classifier_forward, config, evaluate if dev else None, run, log_dir)
     if not hold:
-        forget(run)
+        remove_if_there(run)
     elif not processes()[0]:
-        checkpoint(run, model, None, history, math.inf)  # inf: no time is left of a budget
+        save_checkpoint(run, model, None, history, math.inf)  # inf: no time is left of a budget
     if save_as:
         save_history(save_as, history)
     return {"model": model, "tokenizer": tokenizer, "config": config, "history": history,
             "pretrained": pretrain_params, "run": run}
 
 
-def forget(path):
-    """Remove a file that has served."""
-    with contextlib.suppress(FileNotFoundError):
-        os.remove(path)
-
-
-def predict_logits(model, pieces, tokenizer, config, what=""):
+def predict_logits(model, tokens, tokenizer, config, what=""):
     """Return the logits of all texts in their order, float32 (n, labels) on the CPU.
 
     Reviews of like length go together, so little is padded; padding changes no prediction.
     what: a name for the progress bar and the estimate; silent without one.
     """
     device = next(model.parameters()).device
-    lengths = [min(n, config.seq_len - 2) + 2 for n in pieces.lengths]
+    lengths = [min(n, config.seq_len - 2) + 2 for n in tokens.lengths]
     limits = micro_limits(dataclasses.replace(config, batch_size=64, accumulation=1), device)
-    logits = torch.zeros(len(pieces), model.config.num_labels)
-    bar = progress_bar(sum(lengths), what, "piece") if what else None
+    logits = torch.zeros(len(tokens), model.config.num_labels)
+    bar = progress_bar(sum(lengths), what, "token") if what else None
     training, started, done, told = model.training, time.time(), 0, not what
     model.eval()
 
     def logits_of(group):
-        rows = [framed(pieces[i], config.seq_len, config.keep, tokenizer) for i in group]
-        batch = padded(rows, tokenizer.pad_token_id)
+        rows = [add_special_tokens(tokens[i], config.seq_len, config.keep, tokenizer)
+                for i in group]
+        batch = pad(rows, tokenizer.pad_token_id)
         with inference_mode(), autocast(device, config.precision):
             some = model(**{key: value.to(device) for key, value in batch.items()})[0]
         return some.float().cpu()
 
-    groups = mine(micro_batches(lengths, *limits))
-    for group, some in zip(groups, each_alone(logits_of, groups, device)):
+    groups = my_share(micro_batches(lengths, *limits))
+    for group, some in zip(groups, parallel_map(logits_of, groups, device)):
         logits[group] = some
         done += sum(lengths[i] for i in group)
         if what:
@@ -1995,14 +979,14 @@ def predict_logits(model, pieces, tokenizer, config, what=""):
         elapsed = time.time() - started
         if not told and elapsed > 5:
             told = True
-            tell_estimate(what, len(pieces), elapsed * sum(lengths) / done / 60)
+            report_estimate(what, len(tokens), elapsed * sum(lengths) / done / 60)
     if what:
         bar.close()
     model.train(training)
-    return finite(total(logits.to(device)).cpu())
+    return check_finite(all_sum(logits.to(device)).cpu())
 
 
-def finite(outcome):
+def check_finite(outcome):
     """Return what a model gave, a tensor or a number; Diverged where it is NaN or infinite.
 
     The loss of a step is taken before its update, so the last update may break a model unseen.
@@ -2013,7 +997,7 @@ def finite(outcome):
     return outcome
 
 
-def tell_estimate(what, n, minutes):
+def report_estimate(what, n, minutes):
     """Print how long a prediction will take, and warn when grading would cut it off."""
     say(f"{what} {n:,} reviews: about {minutes:.1f} minutes")
     if minutes > GRADING_MINUTES:
@@ -2021,9 +1005,9 @@ def tell_estimate(what, n, minutes):
              f"seq_len is faster")
 
 
-def measure(model, pieces, label_ids, tokenizer, config):
-    """Return {loss: mean cross entropy in nats, accuracy: share right} on labelled pieces."""
-    logits, targets = predict_logits(model, pieces, tokenizer, config), torch.tensor(label_ids)
+def measure(model, tokens, label_ids, tokenizer, config):
+    """Return {loss: mean cross entropy in nats, accuracy: share right} on labelled tokens."""
+    logits, targets = predict_logits(model, tokens, tokenizer, config), torch.tensor(label_ids)
     return {"loss": float(F.cross_entropy(logits, targets)),
             "accuracy": float((logits.argmax(1) == targets).float().mean())}
 
@@ -2061,19 +1045,6 @@ def check_params(params):
                          f"config; give what train or load_classifier returned")
 
 
-def check_place(folder):
-    """Return the real path of a place for a classifier; refuse where anything else lies."""
-    place = os.path.realpath(os.path.expanduser(folder))
-    parent = os.path.dirname(place)
-    if not folder or not os.path.isdir(parent) or not os.access(parent, os.W_OK):
-        raise InputError(f"{folder}: not a place in a folder that can be written; name another")
-    if os.path.lexists(place) and "labels" not in (sound_note(place) or {}) and not (
-            os.path.isdir(place) and not os.listdir(place)):
-        raise InputError(f"{folder}: is there already, and is no sound classifier that "
-                         f"save_classifier wrote; name another folder, or remove it")
-    return place
-
-
 def save_classifier(folder, params):
     """Write a trained classifier as a folder; it appears whole, in the place of an older one.
 
@@ -2083,7 +1054,7 @@ def save_classifier(folder, params):
     check_params(params)
     place = check_place(folder)
     for parameter in params["model"].parameters():
-        finite(parameter)
+        check_finite(parameter)
     config = params["config"]
     note = {"labels": LABELS, "model": config.model, "config": settings(config),
             "versions": VERSIONS, "pretrained": params.get("pretrained")}
@@ -2126,13 +1097,13 @@ def accuracy(labels, predicted):
     return sum(str(a) == str(b) for a, b in zip(labels, predicted)) / len(labels)
 
 
-# ---- masked LM: pretrain -----------------------------------------------------------------------
+# ---- masked LM: pretrain ------------------------------------------------------------------------
 
 HELD_OUT = 200     # texts (a tenth of all at most) that the MLM loss is measured on
-MASKED_SHARE = 0.15  # of the pieces; 80/10/10 as in Devlin et al. 2019, 3.1
+MASKED_SHARE = 0.15  # of the tokens; 80/10/10 as in Devlin et al. 2019, 3.1
 
 
-def flat_texts(texts):
+def distinct_texts(texts):
     """Return the distinct non-blank texts of an iterable of texts, or of iterables of texts."""
     flat = itertools.chain.from_iterable(
         [item] if isinstance(item, str) or not hasattr(item, "__iter__") else check_many(item)
@@ -2140,10 +1111,10 @@ def flat_texts(texts):
     return [text for text in dict.fromkeys(check_texts(flat)[0]) if text.strip()]
 
 
-def spans(lengths, size):
-    """Return (text, start, end) windows of at most `size` pieces; nothing is dropped or glued.
+def windows_of(lengths, size):
+    """Return (text, start, end) windows of at most `size` tokens; nothing is dropped or glued.
 
-    A long text gives windows of equal length (to a piece), so that none is a short rest.
+    A long text gives windows of equal length (to a token), so that none is a short rest.
     """
     windows = []
     for i, n in enumerate(lengths):
@@ -2153,16 +1124,16 @@ def spans(lengths, size):
     return windows
 
 
-def mask_pieces(input_ids, maskable, mask_id, vocab_size, random, continues=None):
+def mask_tokens(input_ids, maskable, mask_id, vocab_size, random, continues=None):
     """Return (corrupted input_ids, labels), both (batch, seq) int64; Devlin et al. 2019, 3.1.
 
-    15 % of the maskable pieces are chosen; of these 80 % become [MASK], 10 % a random piece and
+    15 % of the maskable tokens are chosen; of these 80 % become [MASK], 10 % a random token and
     10 % stay. labels: the original id where chosen, else IGNORE. random: a CPU torch.Generator.
-    continues: (batch, seq) bool, pieces that go on a word: then whole words are chosen.
+    continues: (batch, seq) bool, tokens that go on a word: then whole words are chosen.
     """
     draw, fate = (torch.rand(input_ids.shape, generator=random) for _ in range(2))
     if continues is not None:
-        word = (~continues).to(torch.int64).cumsum(1) - 1  # index of a piece's word, (batch, seq)
+        word = (~continues).to(torch.int64).cumsum(1) - 1  # index of a token's word, (batch, seq)
         draw = draw.gather(1, word.clamp(min=0))
     chosen = (draw < MASKED_SHARE) & maskable
     labels = torch.where(chosen, input_ids, torch.full_like(input_ids, IGNORE))
@@ -2171,7 +1142,7 @@ def mask_pieces(input_ids, maskable, mask_id, vocab_size, random, continues=None
     return torch.where(chosen & (fate >= 0.9), other, corrupted), labels
 
 
-def mlm_batches(pieces, tokenizer, config, device):
+def masked_batches(tokens, tokenizer, config, device):
     """Return (windows, random) -> their micro-batches, with fresh masks drawn from `random`."""
     words = tokenizer.convert_ids_to_tokens(list(range(len(tokenizer))))
     continues = torch.tensor([word.startswith("##") for word in words])
@@ -2179,11 +1150,11 @@ def mlm_batches(pieces, tokenizer, config, device):
     ordinary[tokenizer.all_special_ids] = False
 
     def batches(windows, random):
-        rows = [framed(pieces[i][start:end], config.seq_len, "head", tokenizer)
+        rows = [add_special_tokens(tokens[i][start:end], config.seq_len, "head", tokenizer)
                 for i, start, end in windows]
-        lengths, whole = list(map(len, rows)), padded(rows, tokenizer.pad_token_id)
+        lengths, whole = list(map(len, rows)), pad(rows, tokenizer.pad_token_id)
         ids = whole["input_ids"]  # masked as a whole: micro-batches change no mask
-        whole["input_ids"], whole["labels"] = mask_pieces(
+        whole["input_ids"], whole["labels"] = mask_tokens(
             ids, ordinary[ids], tokenizer.mask_token_id, len(tokenizer), random,
             continues[ids] if config.whole_word else None)
         return [{key: value[micro, :lengths[micro[0]]] for key, value in whole.items()}
@@ -2199,9 +1170,9 @@ def mlm_loss(model, batches, device, precision="auto"):
 
     training = model.training
     model.eval()
-    loss, targets = sum(each_alone(loss_of, mine(batches), device)), count_targets(batches)
+    loss, targets = sum(parallel_map(loss_of, my_share(batches), device)), count_targets(batches)
     model.train(training)
-    return finite(total(loss, device) / targets) if targets else None
+    return check_finite(all_sum(loss, device) / targets) if targets else None
 
 
 @exclusive
@@ -2214,7 +1185,7 @@ def pretrain(texts, parts=(), log_dir="", **overrides):
     content; an unfinished one goes on.
     """
     config = make_config(MLM_DEFAULTS, **overrides)
-    texts, parts = flat_texts(texts), check_many(parts, "parts")
+    texts, parts = distinct_texts(texts), check_many(parts, "parts")
     if len(texts) < 2:
         raise InputError(f"{len(texts)} different non-blank texts; pretrain needs 2 or more")
     with torch.random.fork_rng():
@@ -2222,7 +1193,7 @@ def pretrain(texts, parts=(), log_dir="", **overrides):
         folder = os.path.join(cache_dir("pretrained"), key)
         note = read_note(folder)
         if note is None:
-            with tended(folder + ".checkpoint"):
+            with locked_checkpoint(folder + ".checkpoint"):
                 run_mlm(model, tokenizer, texts, config, folder, log_dir)
             note = read_note(folder)
         else:
@@ -2232,15 +1203,17 @@ def pretrain(texts, parts=(), log_dir="", **overrides):
 
 def run_mlm(model, tokenizer, texts, config, folder, log_dir=""):
     """Train by masked LM and save the model as a folder with its note and history."""
-    device, pieces = next(model.parameters()).device, prepare(texts, tokenizer, config)
+    if config.freeze:
+        freeze_encoder(model)
+    device, tokens = next(model.parameters()).device, prepare(texts, tokenizer, config)
     order = torch.randperm(len(texts), generator=generator("held out")).tolist()
     held = set(order[:min(HELD_OUT, max(1, len(texts) // 10))])
-    windows = spans(pieces.lengths, config.seq_len - 2)
-    make = mlm_batches(pieces, tokenizer, config, device)
+    windows = windows_of(tokens.lengths, config.seq_len - 2)
+    make = masked_batches(tokens, tokenizer, config, device)
     fixed = make([w for w in windows if w[0] in held], generator("held-out masks"))
     windows = [w for w in windows if w[0] not in held]
     if not windows:
-        raise InputError("the texts hold no pieces to learn from")
+        raise InputError("the texts hold no tokens to learn from")
 
     def batches(step):
         chosen = sample_of_step(len(windows), config.batch_size, step, config.data_seed)
@@ -2260,23 +1233,17 @@ def run_mlm(model, tokenizer, texts, config, folder, log_dir=""):
             "config": settings(config), "versions": VERSIONS,
             "loss_before": curve[0]["held_out_loss"], "loss_after": curve[-1]["held_out_loss"],
             "minutes": history[-1]["seconds"] / 60}, history, architectures=["BertForPreTraining"])
-        forget(folder + ".checkpoint")
+        remove_if_there(folder + ".checkpoint")
     wait_for_all()
 
 
-def read_note(folder):
-    """Return the note of a finished pretraining, or None; a damaged one is set aside."""
-    return sound_note(folder) or (set_aside(folder) if os.path.isdir(folder) else None)
+def freeze_encoder(model):
+    """Let the masked-LM head alone learn, so that a new one is fitted before it moves the encoder.
 
-
-def sound_note(folder):
-    """Return the note of a folder that `save_bert` wrote and nobody changed, or None."""
-    with contextlib.suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
-        with open(os.path.join(folder, "note.json"), encoding="utf-8") as file:
-            note = json.load(file)
-        if note.pop("checksum") == seal(folder, note):
-            return note
-    return None
+    Its transform and bias, that is: its output matrix is the encoder's word embeddings (tied).
+    """
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name.startswith("cls.predictions."))
 
 
 def pretrained_folder(pretrain_params):
@@ -2301,7 +1268,7 @@ def held_out_loss(pretrain_params):
     """Return a pretraining's loss and perplexity, before and after, in words."""
     losses = pretrain_params["loss_before"], pretrain_params["loss_after"]
     if None in losses:
-        return "loss not measured: no piece of the held-out texts is masked"
+        return "loss not measured: no token of the held-out texts is masked"
     return "loss %.3f -> %.3f, perplexity %.1f -> %.1f" % (*losses, *map(perplexity, losses))
 
 
@@ -2310,7 +1277,7 @@ def perplexity(loss):
     return math.exp(min(loss, 700))
 
 
-# ---- floor to beat -----------------------------------------------------------------------------
+# ---- baselines ----------------------------------------------------------------------------------
 
 def majority_accuracy(train_labels, labels):
     """Return the accuracy of always saying the commonest training label."""
@@ -2318,25 +1285,96 @@ def majority_accuracy(train_labels, labels):
     return accuracy(labels, [commonest] * len(labels))
 
 
+WORD = r"\w+"  # what counts as a word; scikit-learn's default drops those of one letter
+
+
+def texts_as_read(texts, tokenizer, config):
+    """Return what BERT reads of each text, as words: its kept words, then its kept tokens."""
+    tokens = prepare(texts, tokenizer, config)
+    kept = (truncate(tokens[i], config.seq_len - 2, config.keep) for i in range(len(tokens)))
+    return [" ".join(tokenizer.convert_ids_to_tokens(ids)).replace(" ##", "") for ids in kept]
+
+
 def naive_bayes(texts, labels, unseen):
-    """Return labels for the `unseen` texts by a naive Bayes over words, with add-one smoothing.
+    """Return labels for the `unseen` texts by a multinomial naive Bayes with add-one smoothing.
 
     A word counts once a text: whether it occurs tells more than how often. Source: Wang & Manning
     2012, Baselines and Bigrams, ACL, section 2.1 (their "binarized" counts).
     """
-    def words(text):
-        return list(dict.fromkeys(re.findall(r"\w+", text.lower())))  # once, in order
+    from sklearn.feature_extraction.text import CountVectorizer
+    from sklearn.naive_bayes import MultinomialNB
+    words = CountVectorizer(binary=True, token_pattern=WORD)
+    return fit_and_label(words, MultinomialNB(), texts, labels, unseen)
 
-    texts, labels, unseen = map(check_many, (texts, labels, unseen), ("texts", "labels", "unseen"))
-    counts, priors = {label: Counter() for label in sorted(set(labels))}, Counter(labels)
-    for text, label in zip(texts, labels):
-        counts[label].update(words(text))
-    vocabulary = set().union(*counts.values())
-    totals = {label: sum(counts[label].values()) + len(vocabulary) for label in counts}
 
-    def score(label, known):
-        return math.log(priors[label]) + sum(
-            math.log((counts[label][word] + 1) / totals[label]) for word in known)
+def tfidf_regression(texts, labels, unseen):
+    """Return labels for the `unseen` texts by a logistic regression over words and word pairs.
 
-    kept = ([word for word in words(text) if word in vocabulary] for text in unseen)
-    return [max(counts, key=lambda label: score(label, known)) for known in kept]
+    Weighted by TF-IDF with logarithmic counts. C = 10 gives the stronger baseline: 80.0 % on the
+    sample's dev against 78.2 % with C = 1; by cross-validation 1, 10 and 100 are alike.
+    """
+    from sklearn.feature_extraction.text import TfidfVectorizer
+    from sklearn.linear_model import LogisticRegression
+    words = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, token_pattern=WORD)
+    model = LogisticRegression(C=10.0, solver="liblinear", max_iter=1000)  # alike in old and new
+    return fit_and_label(words, model, texts, labels, unseen)
+
+
+def fit_and_label(words, model, texts, labels, unseen):
+    """Return the labels of the `unseen` texts by a model over word features, a list of str."""
+    labels, (unseen, _) = check_many(labels, "labels"), check_texts(unseen)
+    texts, _ = check_texts(texts, labels)
+    try:
+        features = words.fit_transform(texts)
+    except ValueError:  # scikit-learn's word for it: empty vocabulary
+        raise InputError("the training reviews hold no word for a baseline; are they empty, or is "
+                         "words= too small?") from None
+    return [str(label) for label in model.fit(features, labels).predict(words.transform(unseen))]
+
+
+POOLINGS = {  # (hidden states (batch, tokens, hidden), mask (batch, tokens)) -> (batch, hidden)
+    "cls": lambda hidden, mask: hidden[:, 0],
+    "mean": lambda hidden, mask: ((hidden * mask.to(hidden.dtype)[..., None]).sum(1)
+                                  / mask.sum(1).to(hidden.dtype)[:, None]),
+}
+
+
+class Pooled(torch.nn.Module):
+    """A BERT whose "logits" are one vector a text, so that `predict_logits` makes its batches."""
+
+    def __init__(self, bert, pooling):
+        super().__init__()
+        self.bert, self.pool = bert, POOLINGS[pooling]
+        self.config = types.SimpleNamespace(num_labels=bert.config.hidden_size)
+
+    def forward(self, input_ids, attention_mask):
+        """Return (features,) of a batch, (batch, hidden)."""
+        hidden = self.bert(input_ids, attention_mask=attention_mask)[0]
+        return (self.pool(hidden.float(), attention_mask),)
+
+
+def frozen_features(texts, model, tokenizer, config, pooling="mean"):
+    """Return one vector a text of a BERT as it is, float32 (n, hidden), as a numpy array.
+
+    pooling: "mean" of the last hidden states of all real tokens, [CLS] and [SEP] too, as sentence
+    encoders are trained (Reimers & Gurevych 2019), or "cls", the last hidden state of [CLS].
+    model: from load_bert; config: what of a text is read, as in training.
+    """
+    if pooling not in POOLINGS:
+        raise InputError(f"pooling={pooling!r}: must be {' or '.join(sorted(POOLINGS))}")
+    tokens = prepare(texts, tokenizer, config)
+    return predict_logits(Pooled(model.bert, pooling).train(model.training), tokens,
+                                  tokenizer, config).numpy()
+
+
+def frozen_regression(features, labels, unseen):
+    """Return labels for `unseen` features by a logistic regression over standardized features.
+
+    C = 0.01: of 0.001 to 1 within 1.2 points of the best, by cross-validation on 1,000 reviews.
+    """
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+    model = make_pipeline(StandardScaler(), LogisticRegression(C=0.01, solver="liblinear",
+                                                               max_iter=1000))
+    return [str(label) for label in model.fit(features, labels).predict(unseen)]

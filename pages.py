@@ -1,11 +1,8 @@
 """The pages of a report: one for each notebook, and the index. Their look is in report.html.j2."""
 import json
-import os
 import platform
 import re
-import shutil
 from collections import namedtuple
-from contextlib import suppress
 from pathlib import Path
 
 import nbformat
@@ -15,7 +12,8 @@ from nbconvert import preprocessors
 from nbconvert.filters import Highlight2HTML, ansi2html, markdown2html, strip_ansi
 from pygments.formatters import HtmlFormatter
 
-from assignment import VERDICTS, best_accuracy, first_sentence, points_named, table_by_point
+import files
+from assignment import best_accuracy, first_sentence, points_named, table_by_point
 
 ROOT = Path(__file__).resolve().parent
 STATES = "ok", "failed", "timeout", "interrupted", "not run"
@@ -37,32 +35,6 @@ def show_error(output):
     """Return a failed cell's traceback as HTML: IPython's colours, but the message as text."""
     text = "\n".join(output.traceback)
     return ansi2html(text.replace(output.evalue, spell(output.evalue)) if output.evalue else text)
-
-
-def write(path, text):
-    """Write a file whole or not at all, as helpers.put does, whose import would take seconds."""
-    aside, data = path.with_name(path.name + ".part"), text.encode("utf-8", "replace")
-    try:
-        with open(str(aside), "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(str(aside), str(path))
-    except OSError as error:
-        with suppress(OSError):
-            aside.unlink()
-        free = shutil.disk_usage(str(path.parent)).free
-        raise OSError(f"{path}: cannot be written ({error.strerror}): it needs {len(data):,} "
-                      f"bytes, {free:,} are free; make room or give another --out") from None
-
-
-def read_json(path, default):
-    """Read a JSON file; give the default when there is none, or a damaged one, which is said."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else default
-    except ValueError:
-        print(f"Warning: {path} is damaged: not used", flush=True)
-        return default
 
 
 def find_cell(path):
@@ -99,7 +71,7 @@ def markdown(text):
     return re.sub(r'(href="[\w-]+)\.ipynb', r"\1.html", text)
 
 
-ANSWER = "question", "answer", "figure", "holds", "point"  # as figures.Answers keeps one
+ANSWER = "question", "answer", "figure", "verdict", "point"  # as studies.Study keeps one
 # What is known of a notebook before it is run: texts, and the assignment's points it names.
 Headline = namedtuple("Headline", "title lead points")
 
@@ -147,7 +119,8 @@ def save_page(out, name, **data):
     """Fill in the template and write a page, without private folders and unseen characters."""
     folders = [re.escape(str(f)) for f in (ROOT, out.parent, Path.home()) if len(f.parts) > 1]
     private = rf"(?<![\w+/])({'|'.join(folders)})/"  # not within base64
-    write(out / (name + ".html"), spell(re.sub(private, "", TEMPLATE.render(name=name, **data))))
+    text = spell(re.sub(private, "", TEMPLATE.render(name=name, **data)))
+    files.write_atomically(str(out / (name + ".html")), text.encode("utf-8", "replace"))
 
 
 def write_page(out, titles, name, row, nb, given, log=""):
@@ -172,9 +145,9 @@ def write_index(out, titles, status, profile):
     states = [status[name]["status"] for name in titles]
     counts = ", ".join(f"{states.count(s)} {s}" for s in STATES if s in states)
     answers = {name: status[name].get("answers", []) for name in titles}
-    write(out / "status.json", json.dumps(status, indent=1))
+    files.save_json(str(out / "status.json"), status)
     save_page(out, "index", titles=titles, status=status, profile=profile, counts=counts,
-              answers=answers, best=best_accuracy(answers), verdicts=VERDICTS,
+              answers=answers, best=best_accuracy(answers),
               points=table_by_point(answers, {name: titles[name].points for name in titles}))
     return f"{len(states)} pages: {counts}"
 

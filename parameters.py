@@ -10,13 +10,11 @@ from pathlib import Path
 import nbformat
 import yaml
 
+from files import InputError
+
 ROOT = Path(__file__).resolve().parent
 PROFILES = ROOT / "profiles"
 MAY_BE_0 = "n_train", "n_dev", "mlm_minutes", "seeds"  # all, all, no limit, a seed like others
-
-
-class Refused(Exception):
-    """Wrong use: one line that says what is wrong and what to do, before anything runs."""
 
 
 def read_parameters(path):
@@ -27,7 +25,7 @@ def read_parameters(path):
                 if "parameters" in cell.metadata.get("tags", [])
                 for node in ast.parse(cell.source).body}
     except Exception as error:  # noqa: BLE001 - no JSON, notebook, assignment, literal
-        raise Refused(f"{path.name}: {error!r}; `parameters` takes NAME = literal") from None
+        raise InputError(f"{path.name}: {error!r}; `parameters` takes NAME = literal") from None
 
 
 def fits(value, default):
@@ -58,24 +56,25 @@ def read_profile(name, declared):
         values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
     except OSError:
         names = sorted(p.stem for p in PROFILES.glob("*.yml"))
-        raise Refused(f"no profile {name}: give one of {names}, or a .yml's path") from None
+        raise InputError(f"no profile {name}: give one of {names}, or a .yml's path") from None
     except (ValueError, yaml.YAMLError) as error:
-        raise Refused(f"{path.name}: not YAML ({error})") from None
+        raise InputError(f"{path.name}: not YAML ({error})") from None
     if not isinstance(values, dict) or any(isinstance(v, dict) for v in values.values()):
-        raise Refused(f"{path.name}: not one flat mapping; write NAME: value")
+        raise InputError(f"{path.name}: not one flat mapping; write NAME: value")
     names = ", ".join(sorted(set().union(*declared.values())))
     for key, value in values.items():
         where = f"{path.name}: {key}: {value!r} is"
         defaults = [(owner, known[key]) for owner, known in declared.items() if key in known]
         if not defaults:
-            raise Refused(f"{where} no notebook's parameter; use one of {names}")
+            raise InputError(f"{where} no notebook's parameter; use one of {names}")
         for owner, default in defaults:
             if not fits(value, default):
-                raise Refused(f"{where} {type(value).__name__}, but {owner}'s {default!r} is of "
-                              f"type {type(default).__name__} (for 2e-5 write 2.0e-5)")
+                raise InputError(f"{where} {type(value).__name__}, but {owner}'s {default!r} is "
+                                 f"of type {type(default).__name__} (for 2e-5 write 2.0e-5)")
         if not in_bounds(key, value):
-            raise Refused(f"{where} out of bounds; numbers are finite and more than 0 (seq_len: "
-                          f"3 to 512; 0 only for {', '.join(MAY_BE_0)}), lists not empty")
+            raise InputError(f"{where} out of bounds; numbers are finite and more than 0 "
+                             f"(seq_len: 3 to 512; 0 only for {', '.join(MAY_BE_0)}), lists not "
+                             f"empty")
         if key == "data_dir" and not (ROOT / os.path.expanduser(value)).is_dir():
-            raise Refused(f"{where} no folder; `make data` fetches data/FILIMDB")
+            raise InputError(f"{where} no folder; `make data` fetches data/FILIMDB")
     return path.stem, values

@@ -1,32 +1,39 @@
 """Put a finished run of the report into the repository, so that README shows what it found.
 
-    make reference                     # profile small -> build/small -> results/reference
-    python reference.py build/small    # the second half of it alone
-    make recipe                        # the best recipe by evaluate.py -> preds.tsv.gz, README
+    make reference                           # profile small -> build/small -> results/reference
+    python reference.py build/small          # the second half of it alone
+    python reference.py build/small --pages  # and the pages themselves, once a run: report.zip
+    make recipe                              # the recipe by evaluate.py, and its predictions
 
-Every page's answers become one JSON in results/reference, beside the pages and the trials as
-archives; figures go to figures/. README's tables and results/reference/README.md are written anew
-from what is kept. A run with a page that failed is refused; pages that were not run yet are named
-as missing.
+Every page's answers become one JSON in results/reference, beside the trials as an archive; figures
+go to figures/. results/reference/README.md (all answers, the recipe, published figures) and
+README's table by assignment point are written anew from what is kept. A run with a page that
+failed is refused; pages that were not run yet are named as missing.
+Exit code: 0 done, 2 wrong use, nothing to keep or a full disk; with --recipe that of evaluate.py.
 """
 import argparse
-import contextlib
+import collections
 import gzip
-import io
 import json
 import os
 import re
 import sys
+import tempfile
 import zipfile
 
 import yaml
 
+import effects
 import evaluate
-from assignment import VERDICTS, best_accuracy, points_named, split_question, table_by_point
-from helpers import HERE, VERSIONS, InputError, make_config, save_json, settings, written_whole
-from studies import compare, show, spread
+import helpers
+from assignment import points_named, table_by_point
+from files import HERE, InputError, open_atomically, save_json
+from runtime import VERSIONS
 
 REFERENCE = os.path.join(HERE, "results", "reference")
+LONGEST = 120  # characters of an answer in README's table; two thirds where there are several
+# Pages made before answers had verdicts say only whether what was expected held.
+OLDER = {True: "as expected", False: "not as expected", None: "open"}
 BEGIN, END = "<!-- reference: begin -->\n", "<!-- reference: end -->\n"
 
 
@@ -83,7 +90,7 @@ def cost_of(out, pages):
 
 def archive(path, members):
     """Write a ZIP of {name within: file}; the same files give the same bytes."""
-    with written_whole(path, "wb") as file, zipfile.ZipFile(file, "w") as bundle:
+    with open_atomically(path, "wb") as file, zipfile.ZipFile(file, "w") as bundle:
         for name, source in sorted(members.items()):
             entry = zipfile.ZipInfo(name)
             entry.compress_type, entry.external_attr = zipfile.ZIP_DEFLATED, 0o644 << 16
@@ -91,23 +98,29 @@ def archive(path, members):
                 bundle.writestr(entry, content.read())
 
 
-def keep(out):
-    """Copy a run's answers, figures, pages and trials into the repository."""
+def keep(out, with_pages=False):
+    """Copy a run's answers, figures and trials into the repository, its pages where asked to."""
     pages = collect(out)
+    run, path = cost_of(out, pages), os.path.join(REFERENCE, "recipe.json")
+    recipe = read_json(path) if os.path.exists(path) else None
+    if recipe:  # first: it needs the reviews, and refuses without
+        recipe["unseen"] = accuracy_on_unseen(recipe, run["parameters"]["n_dev"])
+        save_json(path, recipe)
     for name in os.listdir(REFERENCE) if os.path.isdir(REFERENCE) else ():
         if name[0].isdigit() and name[:-5] not in pages:
             os.remove(os.path.join(REFERENCE, name))  # of an older run
     for name, page in pages.items():
         save_json(os.path.join(REFERENCE, name + ".json"), page)
-    save_json(os.path.join(REFERENCE, "run.json"), cost_of(out, pages))
+    save_json(os.path.join(REFERENCE, "run.json"), run)
     for name in sorted(os.listdir(os.path.join(out, "figures"))):
         with open(os.path.join(out, "figures", name), "rb") as source, \
-                written_whole(os.path.join(HERE, "figures", name), "wb") as target:
+                open_atomically(os.path.join(HERE, "figures", name), "wb") as target:
             target.write(source.read())
-    archive(os.path.join(REFERENCE, "report.zip"), {
-        name + ".html": os.path.join(out, name + ".html") for name in ["index", *notebooks()]})
     archive(os.path.join(REFERENCE, "trials.zip"), {
         os.path.basename(path): path for path in trials_of(out)})
+    if with_pages:
+        archive(os.path.join(REFERENCE, "report.zip"), {
+            name + ".html": os.path.join(out, name + ".html") for name in ["index", *notebooks()]})
 
 
 def bring_back(out):
@@ -119,47 +132,62 @@ def bring_back(out):
         for name in bundle.namelist():
             target = os.path.join(folder, os.path.basename(name))
             if not os.path.exists(target):
-                with written_whole(target, "wb") as file:
+                with open_atomically(target, "wb") as file:
                     file.write(bundle.read(name))
 
 
-# ---- the best recipe ----------------------------------------------------------------------------
-
-class Tee(io.StringIO):
-    """Keep what is printed, and print it."""
-
-    def __init__(self):
-        """Remember where print goes to so far."""
-        super().__init__()
-        self.screen = sys.stdout
-
-    def write(self, text):
-        """Write the text to both."""
-        self.screen.write(text)
-        return super().write(text)
-
-    def flush(self):
-        """Show it now."""
-        self.screen.flush()
-
-
-PROGRESS = re.compile(r"[a-z ]+: +\d+%\||classifying [\d,]+ reviews: about")  # bars, estimates
-
+# ---- the recipe ---------------------------------------------------------------------------------
 
 def run_recipe(arguments):
-    """Run evaluate.py; keep its arguments, what it printed, its predictions; return its code."""
-    with contextlib.redirect_stdout(Tee()) as printed:
-        code = evaluate.main(arguments)
-    if code:
-        return code
-    with open(evaluate.parse_arguments(arguments).out, "rb") as predictions, \
-            written_whole(os.path.join(REFERENCE, "preds.tsv.gz"), "wb") as file, \
+    """Run evaluate.py; keep its record and its predictions; return its exit code."""
+    n_dev = read_json(REFERENCE, "run.json")["parameters"]["n_dev"]
+    with tempfile.TemporaryDirectory() as folder:
+        path = os.path.join(folder, "record.json")
+        code = evaluate.main([*arguments, "--json", path])
+        if code:
+            return code
+        recipe = dict(read_json(path), arguments=arguments)
+    with open(recipe["predictions"], "rb") as predictions, \
+            open_atomically(os.path.join(REFERENCE, "preds.tsv.gz"), "wb") as file, \
             gzip.GzipFile("", "wb", fileobj=file, mtime=0) as packed:  # no date: the same bytes
         packed.write(predictions.read())
-    save_json(os.path.join(REFERENCE, "recipe.json"), {
-        "arguments": arguments, "versions": VERSIONS, "cores": os.cpu_count(),
-        "printed": [line for line in printed.getvalue().splitlines() if not PROGRESS.match(line)]})
+    save_json(os.path.join(REFERENCE, "recipe.json"),
+              dict(recipe, unseen=accuracy_on_unseen(recipe, n_dev)))
     return 0
+
+
+def read_predictions():
+    """Return {review's id: label} as the recipe predicted."""
+    with gzip.open(os.path.join(REFERENCE, "preds.tsv.gz"), "rt", encoding="utf-8") as file:
+        return dict(line.rstrip("\n").split("\t") for line in file)
+
+
+def accuracy_on_unseen(recipe, n_dev):
+    """Return accuracies on dev, on ever fewer reviews: all, unused in choosing, not in train.
+
+    n_dev: on as many dev reviews the settings were chosen; 0: on all, which leaves none. A row:
+    which reviews, n, accuracy, its 95 % interval over reviews (of this one model), naive Bayes.
+    """
+    data = helpers.load_filimdb(recipe["data"], ("train", "dev"))
+    dev, predicted = data["dev"], read_predictions()
+    used, in_train = set(helpers.subset(dev, n_dev).ids), set(data["train"].texts)
+    bayes = helpers.naive_bayes(data["train"].texts, data["train"].labels, dev.texts)
+    reviews = [(i, text, predicted[i] == label, guess == label)
+               for i, text, label, guess in zip(dev.ids, dev.texts, dev.labels, bayes)]
+    unused = [row for row in reviews if row[0] not in used]
+    unseen = [row for row in unused if row[1] not in in_train]
+    names = ("all of dev", f"without the {len(used):,} that settings were chosen on",
+             f"and without {len(unused) - len(unseen):,} more that stand in train word for word")
+    return [measured(name, rows) for name, rows in zip(names, (reviews, unused, unseen))
+            if len(rows) > 1]
+
+
+def measured(name, reviews):
+    """Return a row of `accuracy_on_unseen`, of (id, text, right, naive Bayes is right) each."""
+    correct = "".join(str(int(right)) for _, _, right, _ in reviews)
+    accuracy, low, high = effects.accuracy_interval([correct])
+    return {"reviews": name, "n": len(reviews), "accuracy": accuracy, "low": low, "high": high,
+            "naive_bayes": 100 * sum(right for *_, right in reviews) / len(reviews)}
 
 
 # What trials say of a recipe: key, notebook, in what else its trials leave the basic setting.
@@ -167,28 +195,29 @@ ADAMW = {"optimizer": "adamw", "weight_decay": 0.01}
 CHOICES = (
     ("keep", "04", {"seq_len": 512, "words": 128}), ("keep", "04", {"seq_len": 512}),
     ("lr", "03", {}), ("epochs", "03", {}), ("warmup", "03", {}), ("decay", "03", {}),
-    ("weight_decay", "06", {}), ("clip_norm", "07", {}), ("dropout", "08", ADAMW),
-    ("attention_dropout", "08", ADAMW))
+    ("weight_decay", "06", {"optimizer": "adam"}), ("weight_decay", "06", {"optimizer": "adamw"}),
+    ("clip_norm", "07", {}), ("dropout", "08", ADAMW), ("attention_dropout", "08", ADAMW))
 
 
 def varied(trials, run, key, **fixed):
-    """Return {value of key: trials} of those that are the run's basic setting in all else.
+    """Return those trials, a table, that are the run's basic setting in all but `key` and `fixed`.
 
     Seeds that a search or a grid was tuned with, and the run does not name, are left out.
     """
-    told = run["parameters"]
-    of_run = os.path.basename(told["model"]), told["n_train"]
-    base = dict(settings(make_config(keep="tail", **{name: told[name] for name in (
-        "seq_len", "epochs", "lr")})), **fixed)
-    found = {}
-    for row in trials:
-        apart = [name for name in {**base, **row["config"]}
-                 if name not in (key, "seed", "data_seed")
-                 and row["config"].get(name) != base.get(name)]
-        if (not apart and row["config"]["seed"] in told["seeds"]
-                and (row["model"], row["n_train"]) == of_run):
-            found.setdefault(row["config"][key], []).append(row)
-    return found
+    parameters = run["parameters"]
+    given = {name: parameters[name] for name in ("seq_len", "epochs", "lr")}
+    base = dict(vars(helpers.make_config(keep="tail", **given)), **fixed)
+    base.update(model=os.path.basename(parameters["model"]), n_train=parameters["n_train"],
+                precision=parameters.get("precision", "auto").replace("fp32", "auto"))
+    free = {key, "seed", "data_seed", "device"}
+    if parameters.get("precision", "auto") == "auto":  # whatever the machine took; fp32: no entry
+        free.add("precision")
+    if not parameters["n_train"]:  # all of train, however many
+        free.add("n_train")
+    same = trials["seed"].isin(parameters["seeds"])
+    for name in set(base) - free:
+        same &= trials[name] == base[name]
+    return trials[same]
 
 
 def table_row(*cells):
@@ -201,10 +230,17 @@ def listed(values):
     return ", ".join(map(str, values))
 
 
-def tried(found):
-    """Return {value: trials} as text."""
-    return ", ".join(f"{value}: {show(spread(rows))}" if spread(rows).n else f"{value}: broken"
-                     for value, rows in sorted(found.items())) or "not run yet"
+def percent(row):
+    """Return an accuracy with its interval: "82.4 % (79.1 to 85.7)"; row: both in percent."""
+    return f"{row['accuracy']:.1f} % ({row['low']:.1f} to {row['high']:.1f})"
+
+
+def tried(trials, key):
+    """Return what trials give by the value of a key, as text."""
+    return ", ".join(f"{effects.short(row[key])}: " + (
+        f"{percent(row)[:-1]}; {effects.number_of(row['seeds'], 'seed')})" if row["seeds"]
+        else "failed") for row in effects.accuracies(trials, key).to_dict("records")
+    ) or "not run yet"
 
 
 def answers_to(pages, notebook, question):
@@ -214,97 +250,115 @@ def answers_to(pages, notebook, question):
                     ) or "not run yet"
 
 
+def judged(trials, key, chosen, margin):
+    """Return what trials say of the value that was chosen: a test, or that there is none."""
+    table = effects.accuracies(trials, key)
+    table = table[table["seeds"] > 0]
+    if chosen not in set(trials[key]) or not len(table):
+        return "the recipe's was not tried"
+    highest = table.loc[table["accuracy"].idxmax(), key]
+    if highest == chosen:
+        return "the highest, and chosen"
+    return next(effect.text for effect in effects.compare(trials, key, chosen, margin=margin)
+                if effect.value == highest)
+
+
 def choices_of(recipe, pages, trials, run):
-    """Return rows of the table: what was tried on dev, what the recipe takes, does dev object."""
-    args = evaluate.parse_arguments(recipe["arguments"])
-    taken = settings(make_config(**evaluate.parse_settings(args.set)[0]))
-    lines = ["| setting | dev accuracy in the trials | the recipe takes | which | notebook |",
-             "|---|---|---|---|---|"]
+    """Return a table: what was tried on dev, what the recipe takes, what a test says of it."""
+    taken = dict(vars(helpers.make_config()), **recipe["settings"])
+    margin = effects.MARGINS.get(run["parameters"]["profile"], effects.MARGINS["small"])
+    lines = ["| setting | dev accuracy in the trials | the recipe takes | highest of them | "
+             "notebook |", "|---|---|---|---|---|"]
     for key, notebook, fixed in CHOICES:
         found = varied(trials, run, key, **fixed)
-        if len(found) < 2:
+        if found[key].nunique() < 2:
             continue
-        best = max(found, key=lambda value: max(-1, spread(found[value]).mean))
-        verdict = "is the best" if best == taken[key] else "was not tried"
-        if best != taken[key] in found:
-            verdict = compare(found[taken[key]], found[best], (str(taken[key]), str(best))).text
-        where = ", ".join(f"{name} {value}" for name, value in fixed.items())
-        lines.append(table_row(key + f" ({where})" * bool(where), tried(found), taken[key],
-                               verdict, notebook))
+        where = listed(f"{name} {value}" for name, value in fixed.items())
+        other = key == "weight_decay" and fixed["optimizer"] != taken["optimizer"]
+        lines.append(table_row(
+            key + f" ({where})" * bool(where), tried(found, key),
+            taken["optimizer"] if other else effects.short(taken[key]),
+            "another optimizer" if other else judged(found, key, taken[key], margin), notebook))
     return lines + [table_row("MLM pretraining", answers_to(pages, "05", "Q3"),
-                              "no" if args.no_pretrain else "yes", "", "05")]
+                              "yes" if recipe["pretraining"] else "no", "", "05")]
 
 
 def recipe_text(recipe, pages, trials, run):
-    """Return README's text on the recipe: its command, what it printed, how it was chosen."""
-    command = " ".join(["python evaluate.py", *recipe["arguments"]])
+    """Return the page's text on the recipe: its command, accuracies, how it was chosen."""
     stack = " ".join(f"{name} {version}" for name, version in sorted(recipe["versions"].items()))
-    return ["", "**The best recipe**, chosen on dev alone, trained on the whole train part "
-            f"({recipe['cores']} cores; {stack}). Its predictions of all five parts are "
-            "[preds.tsv.gz](results/reference/preds.tsv.gz). Again: `make recipe`.", "",
-            "```", "$ " + command, *recipe["printed"], "```", "",
-            *choices_of(recipe, pages, trials, run)]
+    minutes = listed(f"{phase} {value:.1f}" for phase, value in sorted(recipe["minutes"].items()))
+    lines = ["", "## The recipe", "", "Chosen on dev by the trials below, one model, trained on "
+             f"the whole train part; {recipe['seen']}. Minutes: {minutes} ({recipe['device']}, "
+             f"{recipe['cores']} cores; {stack}). Predictions of all parts: "
+             "[preds.tsv.gz](preds.tsv.gz). Again: `make recipe`.", "", "```",
+             " ".join(["python evaluate.py", *recipe["arguments"]]), "```", "",
+             "| dev reviews | n | accuracy (95 % interval over reviews) | naive Bayes |",
+             "|---|---|---|---|"]
+    lines += [table_row(row["reviews"], f"{row['n']:,}", percent(row),
+                        f"{row['naive_bayes']:.1f} %") for row in recipe["unseen"]]
+    lines += ["", "| part | n | accuracy | naive Bayes | of them in train |",
+              "|---|---|---|---|---|"]
+    for part, row in recipe["parts"].items():
+        bayes = row["baselines"].get("naive Bayes")
+        lines.append(table_row(part, f"{row['n']:,}", f"{row['accuracy']:.2%}",
+                               "" if bayes is None else f"{bayes:.2%}",
+                               "all: seen in training" if part == "train"
+                               else row["stand_in_train"]))
+    return [*lines, "", "How it was chosen: intervals are over seeds and reviews, tests by Holm "
+            "over all values of a row. The highest of a row is a description; only a test says "
+            "more.", "", *choices_of(recipe, pages, trials, run)]
 
 
 # ---- beside what others published ---------------------------------------------------------------
 
-def accuracy_on(part, recipe):
-    """Return the recipe's line on a part."""
-    return " ".join(word for line in (recipe or {}).get("printed", ())
-                    if line.startswith(f"{part:<6} accuracy") for word in line.split()
-                    ) or "not run yet"
-
-
-def anchors_of(pages, run, recipe, trials):
-    """Return README's table: published figures, this run's, and whether it is the same work.
-
-    [S]: Sun et al. 2019, How to Fine-Tune BERT for Text Classification?, errors on IMDb's test
-    part; [R]: a reproduction of it over 3 seeds, accuracies. bert-base-uncased, 25,000 reviews.
-    """
-    told = run["parameters"]
-    other = f"not the same work: {{}} reviews, {os.path.basename(told['model'])}"
-    few = other.format(told["n_train"])
-    return ["", "**Beside published figures** of bert-base-uncased on IMDb's 25,000 training "
-            "reviews ([S]: errors, Sun et al. 2019; [R]: accuracies, a reproduction, 3 seeds):",
-            "", "| finding | published | this run, dev | same work? |", "|---|---|---|---|",
-            table_row("which end of a review, 512 pieces",
-                      "[S] head 5.63 %, tail 5.44, head+tail 5.42; "
-                      "[R] head 94.20 %, tail 94.48, head+tail 94.57",
-                      tried(varied(trials, run, "keep", seq_len=512)), few),
-            table_row("learning rate", "[S] 2e-5 best, 4e-4 does not converge; "
-                      "[R] 2e-5 94.57 %, 5e-5 94.30, 1e-4 91.95, 4e-4 50.00",
-                      tried(varied(trials, run, "lr")), few),
+def published_figures(pages, run, recipe, trials):
+    """Return a table: published accuracies, this run's, and whether it is the same work."""
+    parameters = run["parameters"]
+    other = f"not the same work: {{}} reviews, {os.path.basename(parameters['model'])}"
+    few = other.format(parameters["n_train"])
+    whole = (recipe or {}).get("unseen") or [{}]
+    return ["", "## Beside published figures", "",
+            "Of bert-base-uncased on IMDb's 25,000 training reviews, accuracy on its test part: "
+            "[S] Sun, Qiu, Xu & Huang 2019, How to Fine-Tune BERT for Text Classification? "
+            "(arXiv:1905.05583), which gives errors; here 100 % less the error.", "",
+            "| finding | published | this run, accuracy on dev | same work? |",
+            "|---|---|---|---|",
+            table_row("which end of a review, 512 tokens",
+                      "[S], table 2: head 94.37 %, tail 94.56 %, head+tail 94.58 %",
+                      tried(varied(trials, run, "keep", seq_len=512), "keep"), few),
+            table_row("learning rate", "[S]: 2e-5 is the best, 4e-4 does not converge",
+                      tried(varied(trials, run, "lr"), "lr"), few),
             table_row("further MLM pretraining, few labels",
-                      "[S] 100 labels: from 17.26 % to 9.23",
-                      answers_to(pages, "05", "Q3"), other.format(listed(told["sizes"]))),
-            table_row("accumulation", "[R] 12 x 2: 94.60 %, 24 x 1: 94.57",
-                      answers_to(pages, "03", "Q5"), few),
-            table_row("reviews longer than 128 / 256 / 512 pieces", "[R] 88 / 41 / 13 %",
-                      answers_to(pages, "02", "Q7"), "the same, of other reviews"),
+                      "[S], 100 labels: 82.74 % without, 90.77 % with",
+                      answers_to(pages, "05", "Q3"), other.format(listed(parameters["sizes"]))),
             table_row("the whole train part",
-                      "[S] 512 pieces, head+tail: 5.42 %, with MLM pretraining 4.37",
-                      accuracy_on("dev", recipe), other.format("the train part's"))]
+                      "[S], 512 tokens, head+tail: 94.58 %; with MLM pretraining 95.63 %",
+                      percent(whole[-1]) if whole[-1] else "not run yet",
+                      other.format("the train part's"))]
 
 
 # ---- README -------------------------------------------------------------------------------------
 
 def read_reference():
-    """Return ({notebook: page}, run, recipe or None, trials) as kept in results/reference."""
+    """Return ({notebook: page}, run, recipe or None, table of trials) of results/reference."""
     names = sorted(name[:-5] for name in os.listdir(REFERENCE) if name[0].isdigit())
     kept, recipe = os.path.join(REFERENCE, "recipe.json"), None
     if os.path.exists(kept):
         recipe = read_json(kept)
     with zipfile.ZipFile(os.path.join(REFERENCE, "trials.zip")) as bundle:
         trials = [json.loads(bundle.read(name)) for name in bundle.namelist()]
-    return ({name: read_json(REFERENCE, name + ".json") for name in names},
-            read_json(REFERENCE, "run.json"), recipe, trials)
+    pages = {name: read_json(REFERENCE, name + ".json") for name in names}
+    for row in (row for page in pages.values() for row in page["answers"]):
+        row.setdefault("verdict", OLDER[row.get("holds")])
+    return (pages, read_json(REFERENCE, "run.json"), recipe, effects.as_table(trials))
 
 
-def thinned(told):
+def thinned(parameters):
     """Return which lists have fewer entries than in profile full, as text."""
-    return ", ".join(f"{key} {len(told[key])} of {len(values)}"
-                     for key, values in read_profile("full").items()
-                     if isinstance(values, list) and len(told.get(key, values)) < len(values))
+    full = {key: len(values) for key, values in read_profile("full").items()
+            if isinstance(values, list)}
+    return listed(f"{key} {len(parameters[key])} of {number}" for key, number in full.items()
+                  if key in parameters and len(parameters[key]) < number)
 
 
 def notebooks():
@@ -313,68 +367,108 @@ def notebooks():
     return sorted(name[:-6] for name in os.listdir(folder) if name.endswith(".ipynb"))
 
 
+def shortened(text, limit):
+    """Return as many whole clauses of a text as fit into `limit` characters, one at least."""
+    ends = [match.start() for match in re.finditer("; ", text)
+            if text.count("(", 0, match.start()) == text.count(")", 0, match.start())]
+    if len(text) <= limit or not ends:
+        return text
+    return text[:max([ends[0], *(end for end in ends if end < limit - 1)])] + " …"
+
+
 def points_table(pages):
-    """Return a table of the answers by assignment point, of notebooks that were not run too."""
+    """Return a table of a line per assignment point, of those that were not run too."""
     named = {}
     for name in notebooks():
         with open(os.path.join(HERE, "notebooks", name + ".ipynb"), encoding="utf-8") as file:
             named[name] = points_named(file.read())
-    lines, last = ["| assignment | answer | outcome | where |", "|---|---|---|---|"], None
+    points = {}
     for row in table_by_point({name: page["answers"] for name, page in pages.items()}, named):
-        title = f"**{row['point']}** {row['title']}" * (row["point"] != last)
-        last, where = row["point"], ", ".join(filter(None, (row["notebook"][:2], row["number"])))
-        said = f"{row['question']} {row['answer']}" if row["answer"] else "not run yet"
-        lines.append(table_row(title, said, VERDICTS[row["holds"]] if row["answer"] else "",
-                               f"[{where}](notebooks/{row['notebook']}.ipynb)" if where else ""))
+        points.setdefault((row["point"], row["title"]), []).append(row)
+    lines = ["| assignment | answer | outcome | where |", "|---|---|---|---|"]
+    for (point, title), rows in points.items():
+        answered = [row for row in rows if row["answer"]]
+        limit, several = (LONGEST, "") if len(rows) < 2 else (LONGEST * 2 // 3, "{question} ")
+        said = " ".join(several.format(**row) + shortened(row["answer"], limit)
+                        for row in answered)
+        outcomes = dict.fromkeys(row["verdict"] for row in answered if row["verdict"])
+        where = dict.fromkeys(f"[{listed(filter(None, (row['notebook'][:2], row['number'])))}]"
+                              f"(notebooks/{row['notebook']}.ipynb)" for row in rows
+                              if row["notebook"])
+        lines.append(table_row(f"**{point}** {title}", said or "not run yet", listed(outcomes),
+                               listed(where)))
     return lines
 
 
-def table_of(pages, run, recipe, trials):
-    """Return README's text on the reference run: what it was, points, the recipe, anchors."""
-    told, answers = run["parameters"], {name: page["answers"] for name, page in pages.items()}
-    missing = ", ".join(name[:2] for name in notebooks() if name not in pages)
-    best = best_accuracy(answers)
-    lines = ([f"The best accuracy that an answer states is {best[0]}, on {told['n_dev'] or 'all'} "
-              f"reviews of dev (notebook {best[1][:2]}, "
-              f"{split_question(answers[best[1]][best[2] - 1]['question'])[0]})"
-              + f"; the best recipe: {accuracy_on('dev', recipe)}" * bool(recipe) + ".", ""]
-             if best else [])
-    lines += [f"Model: {run['weights'] or told['model']}. Profile {told['profile']}: "
-              f"{told['n_train']} training reviews (notebook 05: {listed(told['sizes'])}), "
-              f"{told['n_dev']} dev reviews, {told['seq_len']} pieces, {told['epochs']} epochs, "
-              f"seeds {told['seeds']}. {run['trials']} trials took {run['trial_minutes']:.0f} "
-              f"minutes of training and measuring on {' and '.join(run['devices'])} "
-              f"({run['cores']} cores). Again: `make reference`. "
-              f"Thinned, against profile full: {thinned(told)}."
-              + f" Not run yet: notebooks {missing}." * bool(missing), "",
-              *points_table(pages), "",
-              f"All {sum(map(len, answers.values()))} answers, with spread and n: "
-              "[results/reference](results/reference/README.md).",
-              *(recipe_text(recipe, pages, trials, run) if recipe else [])]
-    return "\n".join(lines + anchors_of(pages, run, recipe, trials)) + "\n"
+def counted(pages):
+    """Return how many answers have which outcome, as text; without one: expected was nothing."""
+    outcomes = collections.Counter(row["verdict"] or "without expectation"
+                                   for page in pages.values() for row in page["answers"])
+    return listed(f"{number} {word}" for word, number in outcomes.most_common())
 
 
-def all_answers(pages):
-    """Return results/reference/README.md: every answer, notebook by notebook."""
-    lines = ["# All answers of the reference run", "",
-             "Written by `reference.py` from the JSON files beside it; README has those by "
-             "assignment point. `report.zip` holds the pages, `trials.zip` the trials."]
+def what_it_can_show(run):
+    """Return one sentence: what the run was, and which differences it can see."""
+    parameters = run["parameters"]
+    seeds, n_dev = len(parameters["seeds"]), parameters["n_dev"]
+    head = (f"{effects.number_of(run['trials'], 'trial')} of "
+            f"{run['weights'] or parameters['model']} on {parameters['n_train'] or 'all'} "
+            f"training and {n_dev or 'all'} dev reviews, {effects.number_of(seeds, 'seed')}, took "
+            f"{run['trial_minutes']:.0f} minutes on {' and '.join(run['devices'])}")
+    if seeds == 1:
+        return (f"{head}: they tell two models apart that differ by "
+                f"{effects.smallest_visible(1, n_dev or 10000):.1f} points four times in five, "
+                f"and decide nothing about methods, which takes more seeds.")
+    return (f"{head}: a single comparison of methods sees a difference of "
+            f"{effects.smallest_visible(seeds, n_dev or 10000):.1f} points four times in five, a "
+            f"smaller one less often, so \"undecided\" is no \"no\".")
+
+
+def table_of(pages, run, recipe):
+    """Return what README says of the reference run: one sentence, the recipe's, the points."""
+    missing = listed(name[:2] for name in notebooks() if name not in pages)
+    lines = [what_it_can_show(run) + f" Not run yet: notebooks {missing}." * bool(missing)]
+    if recipe and recipe["unseen"]:
+        row = recipe["unseen"][-1]
+        lines[0] += (f" The recipe, trained on all of train, gets {row['accuracy']:.1f} % (95 % "
+                     f"interval {row['low']:.1f} to {row['high']:.1f}) of the {row['n']:,} dev "
+                     f"reviews right that neither its choice nor its training saw; naive Bayes "
+                     f"{row['naive_bayes']:.1f} %.")
+    return "\n".join([*lines, "", *points_table(pages), "",
+                      f"All answers ({counted(pages)}), the recipe, published figures: "
+                      "[results/reference](results/reference/README.md)."]) + "\n"
+
+
+def page_of(pages, run, recipe, trials):
+    """Return results/reference/README.md: the run, every answer, the recipe, published figures."""
+    parameters = run["parameters"]
+    missing = listed(name[:2] for name in notebooks() if name not in pages)
+    lines = ["# The reference run", "",
+             "Written by `reference.py` from the files beside it. " + what_it_can_show(run), "",
+             f"Profile {parameters['profile']}: {parameters['n_train']} training reviews "
+             f"(notebook 05: {listed(parameters['sizes'])}), {parameters['n_dev']} dev reviews, "
+             f"{parameters['seq_len']} tokens, {parameters['epochs']} epochs, seeds "
+             f"{parameters['seeds']}; {run['cores']} cores. Thinned, against profile full: "
+             f"{thinned(parameters) or 'nothing'}." + f" Not run yet: notebooks {missing}."
+             * bool(missing) + " Again: `make reference`. `trials.zip` holds the trials, "
+             "`report.zip` the pages as last packed.", "", f"## All answers: {counted(pages)}"]
     for name, page in pages.items():
-        lines += ["", f"## [{name}](../../notebooks/{name}.ipynb)", "",
+        lines += ["", f"### [{name}](../../notebooks/{name}.ipynb)", "",
                   "| question | answer | outcome | point |", "|---|---|---|---|",
-                  *(table_row(row["question"], row["answer"], VERDICTS[row["holds"]], row["point"])
+                  *(table_row(row["question"], row["answer"], row["verdict"], row["point"])
                     for row in page["answers"])]
-    return "\n".join(lines) + "\n"
+    lines += recipe_text(recipe, pages, trials, run) if recipe else []
+    return "\n".join(lines + published_figures(pages, run, recipe, trials)) + "\n"
 
 
 def write_readme():
-    """Write README's tables, and the list of all answers, anew from what is kept."""
+    """Write README's table, and the reference's own page, anew from what is kept."""
     kept, path = read_reference(), os.path.join(HERE, "README.md")
     with open(path, encoding="utf-8", newline="\n") as file:
         text = file.read()
-    for target, written in ((path, fill_in(text, table_of(*kept))),
-                            (os.path.join(REFERENCE, "README.md"), all_answers(kept[0]))):
-        with written_whole(target) as file:
+    for target, written in ((path, fill_in(text, table_of(*kept[:3]))),
+                            (os.path.join(REFERENCE, "README.md"), page_of(*kept))):
+        with open_atomically(target) as file:
             file.write(written)
 
 
@@ -386,9 +480,12 @@ def fill_in(text, table):
 
 def main(argv=None):
     """Keep a run and write README's table; return the exit code."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", nargs="?", help="folder of a finished report, as build/small")
     parser.add_argument("--trials", action="store_true", help="only unpack the reference's trials")
+    parser.add_argument("--pages", action="store_true",
+                        help="pack the pages into report.zip: once a run, they are large")
     parser.add_argument("--recipe", nargs=argparse.REMAINDER, metavar="ARGUMENT",
                         help="run evaluate.py with all that follows, and keep what it gives")
     args = parser.parse_args(argv)
@@ -403,7 +500,7 @@ def main(argv=None):
             if code:
                 return code
         else:
-            keep(args.out)
+            keep(args.out, args.pages)
         write_readme()
     except InputError as error:
         print(f"reference.py: {error}", file=sys.stderr)

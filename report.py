@@ -10,7 +10,6 @@ Each notebook runs in a process of its own and gets the profile's keys that its 
 130/143 interrupted.
 """
 import argparse
-import fcntl
 import json
 import os
 import signal
@@ -18,7 +17,7 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 
 
@@ -36,8 +35,9 @@ if __name__ == "__main__":  # until notebooks run there is nothing to save
 
 import nbformat  # noqa: E402
 
-from pages import find_cell, judge, read_headline, read_json, write_index, write_page  # noqa: E402
-from parameters import Refused, read_parameters, read_profile  # noqa: E402
+from files import InputError, folder_lock, read_json  # noqa: E402
+from pages import find_cell, judge, read_headline, write_index, write_page  # noqa: E402
+from parameters import read_parameters, read_profile  # noqa: E402
 
 ROOT = Path(__file__).resolve().parent
 NOTEBOOKS = ROOT / "notebooks"
@@ -62,26 +62,16 @@ def choose(only, names):
     """Pick the notebooks that --only names, by number or by name."""
     wanted = {Path(one).stem for one in only or []}
     for one in wanted - {alias for n in names for alias in (n, n.split("_")[0])}:
-        raise Refused(f"--only {one}: no such notebook; there are {', '.join(names)}")
+        raise InputError(f"--only {one}: no such notebook; there are {', '.join(names)}")
     return [n for n in names if not wanted or {n, n.split("_")[0]} & wanted]
 
 
-@contextmanager
-def folder_lock(folder):
-    """Hold a folder until the block ends; whoever comes second waits."""
-    with open(str(folder / ".lock"), "w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            print(f"{folder}: another process is at work there; waiting until it ends", flush=True)
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield
-
-
-def set_environment(out, jobs):
+def set_environment(out, args):
     """Return the kernels' environment: this venv's kernelspec, the run's cache, shared cores."""
-    threads = {"OMP_NUM_THREADS": str(max(1, os.cpu_count() // jobs))} if jobs > 1 else {}
-    return {"OMP_WAIT_POLICY": "PASSIVE", **threads, **os.environ,
+    cores = max(1, os.cpu_count() // args.jobs)
+    return {"OMP_WAIT_POLICY": "PASSIVE", **({"OMP_NUM_THREADS": str(cores)} if args.jobs > 1
+                                             else {}),
+            **os.environ, **({"FILIMDB_STORED": "1"} if args.stored else {}),
             "FILIMDB_CACHE": str(out / "cache"), "JUPYTER_PATH": sys.prefix + "/share/jupyter"}
 
 
@@ -122,7 +112,7 @@ def execute(name, given, out, args, stops):
                "kernel_name": "python3", "cwd": str(NOTEBOOKS), "progress_bar": False}
     with open(str(log), "wb") as f, subprocess.Popen(
             [sys.executable, "-c", RUNNER, json.dumps(options)], stdin=subprocess.PIPE, stdout=f,
-            stderr=f, env=set_environment(out, args.jobs), start_new_session=True) as process:
+            stderr=f, env=set_environment(out, args), start_new_session=True) as process:
         try:
             while process.poll() is None and not why:
                 time.sleep(0.1)
@@ -151,7 +141,7 @@ def build(args):
         for folder in "notebooks", "logs", "cache":
             (out / folder).mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise Refused(f"can't write to {out} ({error.strerror}): give another --out") from None
+        raise InputError(f"can't write to {out} ({error.strerror}): give another --out") from None
     values["out_dir"] = str(out)
     given = {n: {k: v for k, v in values.items() if k in declared[n]} for n in paths}
     used = {n: dict(declared[n], **given[n]) for n in paths}
@@ -181,7 +171,7 @@ def run_all(args, paths, chosen, profile, given, used, out):
                     write_page(out, titles, name, row, nb, used[name], log)
                     summary = write_index(out, titles, status, profile)
                     print("{}: {status}, {seconds} s {reason}".format(name, **row), flush=True)
-        except OSError:  # a full disk: the others could not be written either
+        except (OSError, InputError):  # a full disk: the others could not be written either
             stops.append(0)
             raise
     print(f"{out / 'index.html'}\n{summary}", flush=True)
@@ -191,7 +181,7 @@ def run_all(args, paths, chosen, profile, given, used, out):
 
 def refuse(message):
     """Refuse a command line in one line, where argparse prints its usage too."""
-    raise Refused(f"{message}; see --help")
+    raise InputError(f"{message}; see --help")
 
 
 def main(argv=None):
@@ -203,6 +193,8 @@ def main(argv=None):
     parser.add_argument("--only", nargs="+", help="numbers or names of notebooks")
     parser.add_argument("--jobs", type=int, default=1, help="notebooks at once")
     parser.add_argument("--out", help="folder of the report (build/PROFILE)")
+    parser.add_argument("--stored", action="store_true",
+                        help="train nothing: show what the kept trials say")
     parser.add_argument("--timeout", type=float, default=0, help="minutes a notebook (no limit)")
     try:
         args = parser.parse_args(argv)
@@ -210,7 +202,7 @@ def main(argv=None):
             refuse(f"--jobs {args.jobs} --timeout {args.timeout:g}: 1 job or more, 0 minutes or "
                    f"more")
         return build(args)
-    except (Refused, OSError) as error:
+    except (InputError, OSError) as error:
         print("report.py:", " ".join(str(error).split()), file=sys.stderr)
         return 2
 

@@ -59,11 +59,11 @@ def trainer_arguments(folder, **options):
     import torch
     from transformers import TrainingArguments
 
-    from helpers import known_options
+    from runtime import supported_options
     cuda = torch.cuda.is_available()
     return TrainingArguments(output_dir=folder, num_train_epochs=1, learning_rate=1e-4,
                              per_device_train_batch_size=BATCH, use_cpu=not cuda, report_to=[],
-                             save_strategy="no", disable_tqdm=True, **known_options(
+                             save_strategy="no", disable_tqdm=True, **supported_options(
                                  TrainingArguments, **dict({"bf16": cuda}, **options)))
 
 
@@ -71,7 +71,7 @@ def encoded(texts, labels, model):
     """Load a tokenizer and a BERT for Trainer, as its documentation does; return both and rows."""
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-    from helpers import find_path
+    from files import find_path
     tokenizer = AutoTokenizer.from_pretrained(find_path(model), model_max_length=SEQ_LEN)
     bert = AutoModelForSequenceClassification.from_pretrained(find_path(model))
     rows = tokenizer(texts, truncation=True, max_length=SEQ_LEN)
@@ -139,7 +139,7 @@ def mlm_trainer(texts, labels, model, folder, **options):
         Trainer,
     )
 
-    from helpers import find_path
+    from files import find_path
     tokenizer = AutoTokenizer.from_pretrained(find_path(model), model_max_length=SEQ_LEN)
     bert = AutoModelForMaskedLM.from_pretrained(find_path(model))
     stream = [i for ids in tokenizer(texts, return_special_tokens_mask=False)["input_ids"]
@@ -190,14 +190,15 @@ def measure(kind, job, n, model, data_dir, cache):
     """Do a job once; return {seconds, examples, real, padded, peak_mb}."""
     import torch
     import transformers
+
+    import runtime
     os.environ["FILIMDB_CACHE"] = cache
     transformers.logging.set_verbosity_error()
     texts, labels = read_work(kind, n, data_dir)
-    import helpers
     counts = {"real": 0, "padded": 0}
     count_tokens(counts, kind != "classify")
     started = time.perf_counter()
-    with tempfile.TemporaryDirectory() as folder, helpers.quiet_transformers():
+    with tempfile.TemporaryDirectory() as folder, runtime.quiet_transformers():
         JOBS[kind, job](texts, labels, model, folder)
     if torch.cuda.is_available():
         torch.cuda.synchronize()
@@ -210,7 +211,7 @@ def matmul_ceiling(model, precision):
     import torch
     from transformers import BertConfig
 
-    from helpers import find_path
+    from files import find_path
     h = BertConfig.from_pretrained(find_path(model)).hidden_size
     cuda = torch.cuda.is_available()
     kind = {"device": "cuda" if cuda else "cpu",
@@ -239,7 +240,7 @@ def flop_per_token(model, kind):
     """Return the FLOP of a token's way through the encoder; x3 for training."""
     from transformers import BertConfig
 
-    from helpers import find_path
+    from files import find_path
     c = BertConfig.from_pretrained(find_path(model))
     layer = 2 * (4 * c.hidden_size ** 2 + 2 * c.hidden_size * c.intermediate_size)
     return layer * c.num_hidden_layers * (1 if kind == "classify" else 3)
@@ -317,7 +318,7 @@ def main(argv=None):
     parser.add_argument("--one", nargs=2, help=argparse.SUPPRESS)
     parser.add_argument("--cache", help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
-    from helpers import find_path, save_json
+    from files import find_path, save_json
     data = find_path(args.data)
     if args.one:
         print(json.dumps(measure(*args.one, args.n, args.model, data, args.cache)))

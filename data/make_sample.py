@@ -557,6 +557,7 @@ def make_bert(folder):
     import torch
     from transformers import BertConfig, BertForPreTraining, BertTokenizer
 
+    import checkpoints
     import helpers
     torch.manual_seed(0)
     torch.set_num_threads(1)
@@ -568,7 +569,7 @@ def make_bert(folder):
         blank = BertForPreTraining(BertConfig.from_dict(dict(
             vocab_size=len(vocab), hidden_size=64, num_hidden_layers=2, num_attention_heads=4,
             intermediate_size=256, max_position_embeddings=512, type_vocab_size=2)))
-        helpers.save_bert(os.path.join(scratch, "blank"), blank, tokenizer, {})
+        checkpoints.save_bert(os.path.join(scratch, "blank"), blank, tokenizer, {})
         texts, labels = remarks(6000, 5)
         common = {"epochs": 3, "seq_len": 64, "batch_size": 32, "accumulation": 1, "dropout": 0.0,
                   "attention_dropout": 0.0}
@@ -578,7 +579,7 @@ def make_bert(folder):
         bert.bert.load_state_dict(trained["model"].bert.state_dict())
         if folder.exists():
             shutil.rmtree(str(folder))
-        helpers.save_bert(str(folder), bert, tokenizer, {}, architectures=None)
+        checkpoints.save_bert(str(folder), bert, tokenizer, {}, architectures=None)
         for name in ("note.json", "tokenizer_config.json"):
             (folder / name).unlink()
 

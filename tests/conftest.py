@@ -1,86 +1,15 @@
-"""What the tests share: a tiny BERT, made-up reviews, and no network.
-
-Everything made here is the same on both stacks: the weights come from torch.randn with a generator,
-not from the layers' own initialization, which differs between PyTorch 1.3 and today's.
-"""
+"""Fixtures of all tests: a tiny BERT, made-up reviews, a cache of their own, one thread."""
 import os
 import signal
-import string
-import sys
-from pathlib import Path
 
-os.environ.update(HF_HUB_OFFLINE="1", OMP_NUM_THREADS="1", TOKENIZERS_PARALLELISM="false")
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+import pytest
+from hypothesis import HealthCheck, settings
+from tools import ROOT, SOAK, make_tiny_bert
 
-import pytest  # noqa: E402
-from hypothesis import HealthCheck, settings  # noqa: E402
-
-SOAK = bool(os.environ.get("SOAK"))
-TODAY = sys.version_info >= (3, 8)  # else the pinned stack of 2019
 settings.register_profile("all", deadline=None, derandomize=not SOAK,
                           max_examples=1000 if SOAK else 60,
                           suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
 settings.load_profile("all")
-
-WORDS = """the a an of and to in is it that this was i for with as but on film movie story actor
-plot scene good bad great awful boring moving dull lovely never always one two not very best worst
-ending music camera director joy pain time hour people watch love hate laugh cry slow fast funny
-sad cinema again first last see saw think thought from by at my her his they we you all some more
-most who what when why how will would can could should had has have been be are were""".split()
-ENDINGS = "s ed ing ly er est y ness less ful".split()
-
-
-def tiny_vocabulary():
-    """Return some 200 pieces: special ones, letters, digits, punctuation, words, endings."""
-    signs = string.ascii_lowercase + string.digits
-    return (["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *signs, *string.punctuation, "\u96fb",
-             "\u5f71", "\u2026", *(w for w in WORDS if len(w) > 1), *("##" + c for c in signs),
-             *("##" + ending for ending in ENDINGS if len(ending) > 1)])
-
-
-def fill(model, seed=0, std=0.12):
-    """Give every parameter values that depend on its name's place and the seed alone."""
-    import torch
-    random = torch.Generator().manual_seed(seed)
-    for name, parameter in sorted(model.named_parameters()):
-        values = torch.randn(parameter.shape, generator=random) * std
-        parameter.data.copy_(values + float(name.endswith("LayerNorm.weight")))
-    return model
-
-
-def make_tiny_bert(folder, seed=0):
-    """Write a random BERT (2 layers, hidden size 32) as a folder; return its path."""
-    from transformers import BertConfig, BertForPreTraining, BertTokenizer
-
-    import helpers
-    words, folder = tiny_vocabulary(), Path(str(folder))
-    config = {"vocab_size": len(words), "hidden_size": 32, "num_hidden_layers": 2,
-              "num_attention_heads": 2, "intermediate_size": 64, "max_position_embeddings": 512,
-              "type_vocab_size": 2, "hidden_act": "gelu", "hidden_dropout_prob": 0.1,
-              "attention_probs_dropout_prob": 0.1, "initializer_range": 0.02,
-              "layer_norm_eps": 1e-12, "pad_token_id": 0}
-    bare = folder.with_name(folder.name + "-vocabulary")
-    bare.mkdir(parents=True)
-    (bare / "vocab.txt").write_text("".join(word + "\n" for word in words), encoding="utf-8")
-    helpers.save_json(str(bare / "config.json"), dict(config, model_type="bert"))
-    tokenizer = BertTokenizer.from_pretrained(str(bare), do_lower_case=True)
-    model = fill(BertForPreTraining(BertConfig.from_dict(config)), seed)
-    helpers.save_bert(str(folder), model, tokenizer, {"made": "for the tests"})
-    return str(folder)
-
-
-def made_up_reviews(n, length=12, seed=0):
-    """Return n (texts, labels): a pattern of words of some `length`, the label leaks through."""
-    texts, labels = [], []
-    for i in range(n):
-        label = "pos" if (i * 7 + seed) % 5 < 2 or i % 4 == 1 else "neg"
-        size = 3 + (i * i + 3 * i + seed) % (2 * length)
-        words = [WORDS[(i * 13 + j * (7 + seed) + j * j) % len(WORDS)] for j in range(size)]
-        words[size // 2] = ("great" if label == "pos" else "awful") + ("ly" if i % 3 else "")
-        texts.append(" ".join(words))
-        labels.append(label)
-    return texts, labels
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -1,14 +1,15 @@
 """The attention for a CPU: dropout as PyTorch does it, and without dropout the library's own."""
-import conftest  # first: it puts helpers.py on the path
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import TODAY
+from tools import ROOT, TODAY
 
+import checkpoints
+import cpu
 import helpers
 
 pytestmark = pytest.mark.skipif(not TODAY, reason="transformers 2.1 keeps its own attention")
-SAMPLE = str(conftest.ROOT / "data" / "sample" / "bert")
+SAMPLE = str(ROOT / "data" / "sample" / "bert")
 
 
 def tensors(batch=3, heads=2, seq=40, size=8):
@@ -31,16 +32,16 @@ def slow_attention(query, key, value, mask, keep, dropped, scaling):
 @pytest.mark.parametrize("cached", [1, 3 * 40 ** 2, 2 ** 18])
 def test_output_and_gradients_equal_the_definition(monkeypatch, cached):
     made, mask = tensors()
-    keep, asked = helpers.keep_mask((3 * 2, 40, 40), round(65536 * 0.3), 1), []
+    keep, asked = cpu.keep_mask((3 * 2, 40, 40), round(65536 * 0.3), 1), []
 
     def given(shape, cut, seed):
         assert cut == round(65536 * 0.3)
         asked.append(shape[0])
         return keep[seed[1]:seed[1] + shape[0]].clone()
 
-    monkeypatch.setattr(helpers, "CACHED", cached)
-    monkeypatch.setattr(helpers, "keep_mask", given)
-    ours = helpers.cpu_attention(None, *made, mask, dropout=0.3, scaling=0.35)[0]
+    monkeypatch.setattr(cpu, "CACHED", cached)
+    monkeypatch.setattr(cpu, "keep_mask", given)
+    ours = cpu.cpu_attention(None, *made, mask, dropout=0.3, scaling=0.35)[0]
     assert sum(asked) == 6 and len(asked) == {1: 6, 3 * 40 ** 2: 2, 2 ** 18: 1}[cached]
     wanted = slow_attention(*made, mask, keep.view(3, 2, 40, 40), 19661 / 65536,
                             0.35)
@@ -56,7 +57,7 @@ def test_output_and_gradients_equal_the_definition(monkeypatch, cached):
 def test_gradients_are_those_of_finite_differences():
     made, mask = tensors(batch=1, heads=1, seq=5, size=3)
     torch.manual_seed(6)
-    ours = helpers.cpu_attention(None, *made, None, dropout=0.4, scaling=0.5)[0]
+    ours = cpu.cpu_attention(None, *made, None, dropout=0.4, scaling=0.5)[0]
     weight = torch.randn(ours.shape, generator=torch.Generator().manual_seed(7))
     grads = torch.autograd.grad((ours * weight).sum(), made)
     for tensor, grad in zip(made, grads):
@@ -66,19 +67,19 @@ def test_gradients_are_those_of_finite_differences():
                 moved = [x.detach().clone() for x in made]
                 moved[[x is tensor for x in made].index(True)].view(-1)[i] += step
                 torch.manual_seed(6)
-                out = helpers.cpu_attention(None, *moved, None, dropout=0.4, scaling=0.5)[0]
+                out = cpu.cpu_attention(None, *moved, None, dropout=0.4, scaling=0.5)[0]
                 values.append(float((out * weight).sum()))
             assert (values[0] - values[1]) / 2e-2 == pytest.approx(float(grad.view(-1)[i]), abs=2e-3)
 
 
 def test_any_number_of_threads_gives_the_same(monkeypatch):
     made, mask = tensors()
-    monkeypatch.setattr(helpers, "CACHED", 1)  # a piece for each head of each review
+    monkeypatch.setattr(cpu, "CACHED", 1)  # a chunk for each head of each review
     outcomes, before = [], torch.get_num_threads()
     for threads in (1, 3):
         torch.set_num_threads(threads)
         torch.manual_seed(3)
-        out = helpers.cpu_attention(None, *made, mask, dropout=0.1, scaling=1.0)[0]
+        out = cpu.cpu_attention(None, *made, mask, dropout=0.1, scaling=1.0)[0]
         assert torch.get_num_threads() == threads
         outcomes.append([out, *torch.autograd.grad(out.pow(2).sum(), made)])
     torch.set_num_threads(before)
@@ -86,7 +87,7 @@ def test_any_number_of_threads_gives_the_same(monkeypatch):
 
 
 def test_each_alone_keeps_the_order_and_holds_little(two_threads):
-    begun, cpu = [], torch.device("cpu")
+    begun, device = [], torch.device("cpu")
 
     def work(i):
         begun.append(i)
@@ -94,12 +95,12 @@ def test_each_alone_keeps_the_order_and_holds_little(two_threads):
             raise ValueError("no")
         return i * i
 
-    results = helpers.each_alone(work, iter(range(10)), cpu)
+    results = cpu.parallel_map(work, iter(range(10)), device)
     assert next(results) == 0 and max(begun) <= 3 - 1  # two threads and one more
     assert list(results) == [i * i for i in range(1, 10)]
     with pytest.raises(ValueError):
-        list(helpers.each_alone(work, range(11, 1000), cpu))
-    assert len(begun) < 20 and list(helpers.each_alone(work, [], cpu)) == []
+        list(cpu.parallel_map(work, range(11, 1000), device))
+    assert len(begun) < 20 and list(cpu.parallel_map(work, [], device)) == []
 
 
 def test_no_mask_is_a_mask_of_ones():
@@ -107,13 +108,13 @@ def test_no_mask_is_a_mask_of_ones():
     outcomes = []
     for some in (None, torch.ones_like(mask)):
         torch.manual_seed(3)
-        outcomes.append(helpers.cpu_attention(None, *made, some, dropout=0.1, scaling=1.0)[0])
+        outcomes.append(cpu.cpu_attention(None, *made, some, dropout=0.1, scaling=1.0)[0])
     assert torch.equal(*outcomes)
 
 
 @pytest.mark.parametrize("p", [0.1, 0.5, 0.9])
 def test_positions_are_dropped_with_the_given_probability(p):
-    lost = 1 - helpers.keep_mask((1000, 1000), round(65536 * p), 4)
+    lost = 1 - cpu.keep_mask((1000, 1000), round(65536 * p), 4)
     five_sigma = 5 * (p * (1 - p) / 1e6) ** 0.5
     assert abs(float(lost.mean()) - p) < five_sigma
     for lane in range(4):  # the four that come from one random number
@@ -128,9 +129,9 @@ def test_dropout_leaves_the_mean_of_the_output():
     mask = mask[:, :, :12, :12] | True
     torch.manual_seed(5)
     with torch.no_grad():
-        many = torch.stack([helpers.cpu_attention(None, *made, mask, dropout=0.2, scaling=0.35)[0]
+        many = torch.stack([cpu.cpu_attention(None, *made, mask, dropout=0.2, scaling=0.35)[0]
                             for _ in range(4000)])
-        exact = helpers.cpu_attention(None, *made, mask, dropout=0.0, scaling=0.35,
+        exact = cpu.cpu_attention(None, *made, mask, dropout=0.0, scaling=0.35,
                                       is_causal=False)[0]
     error = (many.mean(0) - exact) / (many.std(0) / 4000 ** 0.5)
     assert float(error.abs().max()) < 5
@@ -143,20 +144,20 @@ def test_under_autocast_it_computes_in_fp32():
     for query, key, value in (rounded, [x.float() for x in rounded]):
         torch.manual_seed(4)
         with torch.autocast("cpu", dtype=torch.bfloat16):
-            outcomes.append(helpers.cpu_attention(None, query, key, value, mask, dropout=0.1,
+            outcomes.append(cpu.cpu_attention(None, query, key, value, mask, dropout=0.1,
                                                   scaling=0.5)[0])
     assert outcomes[0].dtype == torch.bfloat16 and outcomes[1].dtype == torch.float32
     assert torch.equal(outcomes[0], outcomes[1].bfloat16())
 
 
 def test_loaded_models_use_it_in_training_alone(monkeypatch):
-    asked, true_mask = [], helpers.keep_mask
+    asked, true_mask = [], cpu.keep_mask
 
     def spy(shape, cut, seed):
         asked.append((tuple(shape), cut))
         return true_mask(shape, cut, seed)
 
-    monkeypatch.setattr(helpers, "keep_mask", spy)
+    monkeypatch.setattr(cpu, "keep_mask", spy)
     for head in ("classifier", "mlm"):
         model, _ = helpers.load_bert(SAMPLE, head, attention_dropout=0.25)
         ids = torch.ones(2, 10, dtype=torch.int64)
@@ -173,21 +174,21 @@ def test_loaded_models_use_it_in_training_alone(monkeypatch):
 
 
 def test_dropout_is_that_of_pytorch_but_for_its_random_numbers():
-    layer, ones = helpers.Dropout(0.3), torch.ones(400, 500, requires_grad=True)
+    layer, ones = cpu.Dropout(0.3), torch.ones(400, 500, requires_grad=True)
     out = layer(ones)
     assert abs(float((out == 0).float().mean()) - 0.3) < 5 * (0.21 / 2e5) ** 0.5
     assert torch.allclose(out[out != 0], torch.tensor(1 / 0.7), rtol=1e-4)
     assert torch.equal(torch.autograd.grad(out.sum(), ones)[0], out)
     assert torch.equal(layer.eval()(ones), ones)
-    assert isinstance(layer, torch.nn.Dropout) and helpers.Dropout(0.0)(ones) is not None
-    assert torch.isfinite(helpers.Dropout(0.999999)(ones)).all()  # finer than a mask can be
+    assert isinstance(layer, torch.nn.Dropout) and cpu.Dropout(0.0)(ones) is not None
+    assert torch.isfinite(cpu.Dropout(0.999999)(ones)).all()  # finer than a mask can be
 
 
 def test_a_stream_alone_decides_what_its_thread_drops():
-    layer, ones = helpers.Dropout(0.5), torch.ones(64)
+    layer, ones = cpu.Dropout(0.5), torch.ones(64)
 
     def drop(*seeds):
-        with helpers.random_stream(*seeds):
+        with cpu.random_stream(*seeds):
             return torch.stack([layer(ones), layer(ones)])
 
     first = drop(1, 2)
@@ -205,7 +206,7 @@ def test_gradients_do_not_depend_on_the_number_of_threads(head):
     model, tokenizer = helpers.load_bert(SAMPLE, head)
     model.train()
     rows = [[2, *range(10, 10 + n), 3] for n in (30, 20, 9, 7, 5)]
-    window = [dict(helpers.padded([row, row], 0)) for row in rows]
+    window = [dict(helpers.pad([row, row], 0)) for row in rows]
     for batch in window:
         batch["labels"] = (torch.tensor([0, 1]) if head == "classifier" else
                            batch["input_ids"].masked_fill(batch["input_ids"] % 3 > 0, -100))
@@ -224,5 +225,5 @@ def test_gradients_do_not_depend_on_the_number_of_threads(head):
 
 def test_a_saved_model_does_not_name_it(tmp_path):
     model, tokenizer = helpers.load_bert(SAMPLE, "mlm")
-    helpers.save_bert(str(tmp_path / "bert"), model, tokenizer, {})
+    checkpoints.save_bert(str(tmp_path / "bert"), model, tokenizer, {})
     assert "cpu_attention" not in (tmp_path / "bert" / "config.json").read_text()

@@ -14,18 +14,28 @@ from collections import namedtuple
 from pathlib import Path
 
 import pytest
-import report_helpers
+import report_tools
 import torch
-from conftest import ROOT, SOAK, TODAY
-from test_evaluate import SIZES, options, write_filimdb
-from test_model import encoder_only, rewrite, weights_of
-from test_pieces import by_the_library
+from tools import (
+    ROOT,
+    SIZES,
+    SOAK,
+    TODAY,
+    by_the_library,
+    encoder_only,
+    options,
+    rewrite,
+    weights_of,
+    write_filimdb,
+)
 from transformers import BertConfig, BertForSequenceClassification, BertTokenizer
 
 import evaluate
+import files
 import helpers
 import parameters
 import report
+import runtime
 
 EVALUATE = ["--data", "PLACE/data", "--model", "PLACE/bert", "--out", "PLACE/out/preds.tsv"]
 Row = namedtuple("Row", "name make argv words")  # argv goes behind EVALUATE; a later option wins
@@ -103,16 +113,16 @@ def truncate(size):
 
 
 def words_of(change):
-    """Write vocab.txt anew: give a function of the list of its pieces."""
+    """Write vocab.txt anew: give a function of the list of its tokens."""
     def make(place):
         path = place / "bert" / "vocab.txt"
-        pieces = change(path.read_text(encoding="utf-8").split("\n")[:-1])
-        path.write_text("".join(piece + "\n" for piece in pieces), encoding="utf-8")
+        tokens = change(path.read_text(encoding="utf-8").split("\n")[:-1])
+        path.write_text("".join(token + "\n" for token in tokens), encoding="utf-8")
     return make
 
 
-def capitalize(pieces):
-    return [p.capitalize() if p.isalpha() and len(p) > 3 else p for p in pieces]
+def capitalize(tokens):
+    return [p.capitalize() if p.isalpha() and len(p) > 3 else p for p in tokens]
 
 
 def distil(bert):
@@ -131,7 +141,7 @@ def renamed(start):
 def whole_model(bert):
     config = BertConfig.from_pretrained(bert)
     torch.save(BertForSequenceClassification(config), os.path.join(bert, "pytorch_model.bin"),
-               **helpers.LEGACY_FORMAT)
+               **runtime.LEGACY_FORMAT)
 
 
 LFS = "version https://git-lfs.github.com/spec/v1\noid sha256:%s\nsize 440473133\n" % ("0a" * 32)
@@ -166,7 +176,7 @@ def add_tokens(bert):
         if value.dim() and len(value) == 214:
             state[key] = torch.cat([value, value[:1]])
     rewrite(bert, state=state, vocab_size=215)
-    helpers.save_json(os.path.join(bert, "added_tokens.json"), {"[MOVIE]": 214})
+    files.save_json(os.path.join(bert, "added_tokens.json"), {"[MOVIE]": 214})
 
 
 def other_tokenizer_json(bert):
@@ -231,7 +241,7 @@ MODELS = rows(
       for name in ("vocab.txt", "config.json")),
     ("added tokens", spoil(add_tokens), ["tokens were added to its tokenizer ([MOVIE])",
                                          "give the model as it was before"]),
-    ("no [MASK]", words_of(lambda pieces: [p.replace("[MASK]", "[MISK]") for p in pieces]),
+    ("no [MASK]", words_of(lambda tokens: [p.replace("[MASK]", "[MISK]") for p in tokens]),
      ["its vocabulary lacks [MASK]; is vocab.txt there"]),
     ("a tokenizer.json of another model", spoil(other_tokenizer_json), [
         "its tokenizer.json and vocab.txt hold different vocabularies" if TODAY else "PLACE"]),
@@ -241,11 +251,11 @@ MODELS = rows(
                          *([] if TODAY else [("strip_accents", "false")])]),
     ("a decoder", spoil(lambda bert: rewrite(bert, is_decoder=True)),
      ["config.json says is_decoder: true; only false is supported"]),
-    ("a piece too few", words_of(lambda pieces: pieces[:-1]), ["has 213 entries", "214", "vocab"]),
-    ("a piece too many", words_of(lambda pieces: pieces + ["zzz"]), ["has 215 entries", "214"]),
-    ("the last piece twice", words_of(lambda pieces: pieces + pieces[-1:]), ["vocabulary", "214"]),
-    ("a piece twice", words_of(lambda pieces: pieces[:-1] + pieces[-2:-1]), ["PLACE/bert", "vocab"]),
-    ("an empty vocabulary", words_of(lambda pieces: []), ["PLACE/bert", "vocab"]),
+    ("a token too few", words_of(lambda tokens: tokens[:-1]), ["has 213 entries", "214", "vocab"]),
+    ("a token too many", words_of(lambda tokens: tokens + ["zzz"]), ["has 215 entries", "214"]),
+    ("the last token twice", words_of(lambda tokens: tokens + tokens[-1:]), ["vocabulary", "214"]),
+    ("a token twice", words_of(lambda tokens: tokens[:-1] + tokens[-2:-1]), ["PLACE/bert", "vocab"]),
+    ("an empty vocabulary", words_of(lambda tokens: []), ["PLACE/bert", "vocab"]),
     ("a cased vocabulary", words_of(capitalize), ["PLACE/bert", "cased", "use an uncased BERT"])
 ) + [Row("model " + name, None, ["--model", name], [repr(name), *words]) for name, words in [
     ("PLACE/none", ["no such folder", "vocab.txt"]), ("./no/bert", ["no such folder"]),
@@ -385,6 +395,7 @@ def run(argv, **environment):
     return done.returncode, done.stderr.decode("utf-8")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["weights cut to 9000 bytes", "no such option"])
 def test_a_process_refuses_as_main_does(name, place):
     argv, before = command(TABLE[name], place), listing(place)
@@ -394,15 +405,15 @@ def test_a_process_refuses_as_main_does(name, place):
 
 def test_no_message_reaches_a_terminal_with_escapes(tmp_path, capsys):
     for name in "\x1b[31mred", "a\x07b", "\x1b]0;title\x07", "two\nlines", "\x9b1m":
-        said = str(helpers.InputError(f"{name}: no such file"))
-        helpers.warn(f"{name}: dropped")
-        for text in said, capsys.readouterr().out[:-1], helpers.one_line(OSError(name)):
+        said = str(files.InputError(f"{name}: no such file"))
+        files.warn(f"{name}: dropped")
+        for text in said, capsys.readouterr().out[:-1], files.one_line(OSError(name)):
             assert text.isprintable(), text
-    assert helpers.one_line(OSError("\x1b[1mdo so\x1b[0m  now")) == "OSError: do so now"
+    assert files.one_line(OSError("\x1b[1mdo so\x1b[0m  now")) == "OSError: do so now"
 
 
 def test_torchs_advice_is_not_repeated():
-    said = helpers.one_line(ValueError("Weights only load failed. Re-running `torch.load` with "
+    said = files.one_line(ValueError("Weights only load failed. Re-running `torch.load` with "
                                        "`weights_only` set to `False` will likely succeed"))
     assert said == "ValueError: the file is damaged, or holds more than tensors"
 
@@ -446,6 +457,7 @@ def hub():
         server.shutdown()
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not TODAY, reason="transformers 2.1 asks servers that are gone")
 @pytest.mark.parametrize("kind", ANSWERS)
 def test_a_hub_that_answers_no_model(kind, place, hub, tmp_path):
@@ -494,7 +506,7 @@ REPORTS = {row.name: row for row in [
         (["--jobs", "0"], ["--jobs 0", "1 job or more"]), (["--jobs", "x"], ["--jobs", "'x'"]),
         (["--timeout", "-1"], ["--timeout -1", "0 minutes or more"]),
         (["--timeout", "nan"], ["--timeout nan", "0 minutes or more"])]),
-    Row("computed parameters", lambda place: report_helpers.write_notebook(
+    Row("computed parameters", lambda place: report_tools.write_notebook(
         place / "notebooks", "03_bad", "# Bad", 'lr = 1 / 3\nout_dir = ""'), [],
         ["03_bad.ipynb", "NAME = literal"]),
     Row("no notebook", write("notebooks/03_bad.ipynb", "{"), [], ["03_bad.ipynb"])]}
@@ -504,9 +516,9 @@ REPORTS = {row.name: row for row in [
 def project(tmp_path, monkeypatch):
     """A folder like the project's, which report.py takes for it; nothing may be run."""
     place = tmp_path / "project"
-    notebooks = report_helpers.make_project(place)
+    notebooks = report_tools.make_project(place)
     for name, source in PARAMETERS.items():
-        report_helpers.write_notebook(notebooks, name, "# Some", source)
+        report_tools.write_notebook(notebooks, name, "# Some", source)
     monkeypatch.setattr(parameters, "PROFILES", place / "profiles")
     monkeypatch.setattr(parameters, "ROOT", place)
     for name, value in {"NOTEBOOKS": notebooks, "ROOT": place, "execute": None}.items():
@@ -642,8 +654,8 @@ def test_odd_reviews_are_encoded_as_the_library_does(text, tiny_bert):
     tokenizer = helpers.load_bert(tiny_bert)[1]
     made = helpers.vectorize_ex(text, None, 32, tokenizer)
     assert made[:3] == by_the_library(tokenizer, text, 32)
-    pieces = helpers.tokenize_all([text], tokenizer)
-    assert helpers.framed(pieces[0], 32, "head", tokenizer) == made[0][:sum(made[2])]
+    tokens = helpers.tokenize_all([text], tokenizer)
+    assert helpers.add_special_tokens(tokens[0], 32, "head", tokenizer) == made[0][:sum(made[2])]
 
 
 # ---- training that diverges --------------------------------------------------------------------

@@ -14,7 +14,7 @@ from helpers import (
     make_config,
     micro_batches,
     micro_limits,
-    padded,
+    pad,
     sample_of_step,
     tokenize_all,
 )
@@ -105,7 +105,7 @@ def test_limits_bound_the_memory(batch_size, accumulation, seq_len):
 
 @given(st.lists(st.lists(st.integers(1, 99), min_size=1, max_size=9), min_size=1, max_size=6))
 def test_padding(rows):
-    batch = padded(rows, 0)
+    batch = pad(rows, 0)
     longest = max(map(len, rows))
     assert batch["input_ids"].tolist() == [row + [0] * (longest - len(row)) for row in rows]
     assert batch["attention_mask"].tolist() == [
@@ -115,21 +115,21 @@ def test_padding(rows):
 
 @pytest.fixture(scope="module")
 def labelled(tokenizer):
-    """Reviews of 1..40 pieces of which every one says its own number, with a label by number."""
+    """Reviews of 1..40 tokens of which every one says its own number, with a label by number."""
     texts = [" ".join(["good"] * (i * 7 % 40) + [str(i // 26), "abcdefghijklmnopqrstuvwxyz"[i % 26]])
              for i in range(60)]
-    pieces = tokenize_all(texts, tokenizer)
-    return pieces, [int(i * i % 7 < 3) for i in range(60)]
+    tokens = tokenize_all(texts, tokenizer)
+    return tokens, [int(i * i % 7 < 3) for i in range(60)]
 
 
 @given(st.integers(1, 20), st.integers(1, 20), st.integers(3, 60), st.sampled_from(
     ["head", "tail", "head+tail"]), st.integers(0, 2))
 def test_every_review_keeps_its_label(tokenizer, labelled, batch_size, accumulation, seq_len, keep,
                                       data_seed):
-    pieces, label_ids = labelled
+    tokens, label_ids = labelled
     config = make_config(batch_size=batch_size, accumulation=accumulation, seq_len=seq_len,
                          keep=keep, data_seed=data_seed)
-    batches = classifier_batches(pieces, label_ids, config, tokenizer, CPU)
+    batches = classifier_batches(tokens, label_ids, config, tokenizer, CPU)
     for step in range(math.ceil(60 / batch_size)):
         got = Counter()
         for batch in batches(step):
@@ -137,16 +137,16 @@ def test_every_review_keeps_its_label(tokenizer, labelled, batch_size, accumulat
                     "input_ids", "attention_mask", "labels"))):
                 got[tuple(ids[:sum(mask)]), label] += 1
         expected = Counter(
-            (tuple(helpers.framed(pieces[i], seq_len, keep, tokenizer)), label_ids[i])
+            (tuple(helpers.add_special_tokens(tokens[i], seq_len, keep, tokenizer)), label_ids[i])
             for i in sample_of_step(60, batch_size, step, data_seed))
         assert got == expected
 
 
 def test_little_is_padded(sample, tokenizer):
     texts = helpers.read_lines(os.path.join(sample, "train.texts"))
-    pieces = tokenize_all(texts, tokenizer)
+    tokens = tokenize_all(texts, tokenizer)
     config = make_config(batch_size=16, accumulation=2)
-    batches = classifier_batches(pieces, [0] * len(texts), config, tokenizer, CPU)
+    batches = classifier_batches(tokens, [0] * len(texts), config, tokenizer, CPU)
     masks = [batch["attention_mask"] for step in range(30)
              for batch in batches(step)]
     real, all_of_it = (sum(float(value) for value in values) for values in (

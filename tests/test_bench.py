@@ -2,9 +2,8 @@
 import importlib.util
 import json
 
-import conftest  # first: it puts helpers.py on the path
 import pytest
-from conftest import TODAY
+from tools import ROOT, TODAY
 
 pytestmark = pytest.mark.skipif(not TODAY, reason="today's Trainer is what it compares with")
 
@@ -12,12 +11,13 @@ pytestmark = pytest.mark.skipif(not TODAY, reason="today's Trainer is what it co
 @pytest.fixture(scope="module")
 def bench():
     spec = importlib.util.spec_from_file_location(
-        "bench", str(conftest.ROOT / "benchmarks" / "bench.py"))
+        "bench", str(ROOT / "benchmarks" / "bench.py"))
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
 
 
+@pytest.mark.slow
 def test_a_small_comparison_runs(bench, tmp_path, capfd):
     out = tmp_path / "table.json"
     bench.main(["--data", "data/sample", "--model", "data/sample/bert", "--n", "16", "--rounds",
@@ -32,11 +32,12 @@ def test_a_small_comparison_runs(bench, tmp_path, capfd):
     assert "ours is" in capfd.readouterr().out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind,jobs", [("train", ["ours", "trainer", "plain-512"]),
                                        ("classify", ["ours", "trainer-bf16"]),
                                        ("mlm", ["ours", "ours-bf16"])])
-def test_all_jobs_see_the_same_pieces(bench, tmp_path, kind, jobs):
-    sample = str(conftest.ROOT / "data" / "sample")
+def test_all_jobs_see_the_same_tokens(bench, tmp_path, kind, jobs):
+    sample = str(ROOT / "data" / "sample")
     real = {job: bench.run_job(kind, job, 16, bench_arguments(sample), str(tmp_path / job))["real"]
             for job in jobs}
     assert len(set(real.values())) == 1, real
@@ -53,7 +54,7 @@ def test_ceilings_are_measured_as_far_as_they_are_needed(bench, monkeypatch):
 
 
 def test_bf16_is_timed_when_asked_and_compared_with_itself(bench, monkeypatch, capsys):
-    sample, made = str(conftest.ROOT / "data" / "sample"), []
+    sample, made = str(ROOT / "data" / "sample"), []
 
     def run_job(kind, job, n, args, cache):
         made.append(job)
@@ -80,6 +81,6 @@ def test_the_summary_is_medians_and_ratios(bench):
         return [dict(seconds=s, examples=10, real=600, padded=800, peak_mb=s) for s in seconds]
 
     row = bench.summarize("classify", "x", runs(5, 100, 10), runs(2, 1, 2), 1e9,
-                          str(conftest.ROOT / "data" / "sample" / "bert"))
+                          str(ROOT / "data" / "sample" / "bert"))
     assert row["examples_s"] == 1 and row["tokens_s"] == 60 and row["padding"] == 0.25
     assert row["ours_is"] == 5 and row["peak_mb"] == 100

@@ -5,9 +5,11 @@ from pathlib import Path
 from urllib.parse import unquote, urlparse
 
 import pytest
-import report_helpers as h
+import report_tools as h
 
 import pages
+
+pytestmark = pytest.mark.slow
 
 sync_api = pytest.importorskip("playwright.sync_api")
 CHROMIUM = shutil.which("chromium")

@@ -4,12 +4,12 @@ import subprocess
 import sys
 import time
 
-import conftest  # first: it puts helpers.py on the path
 import pytest
-from conftest import made_up_reviews
+from tools import ROOT, made_up_reviews
 
 import helpers
-from helpers import locked, pretrain, train
+from files import try_lock
+from helpers import pretrain, train
 
 TEXTS, LABELS = made_up_reviews(20)
 QUICK = dict(seq_len=16, epochs=1, batch_size=8, lr=1e-3)
@@ -62,8 +62,8 @@ def test_where_nothing_lies_nothing_is_said(cache, tiny_bert, capsys):
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no such locks")
 def test_what_a_running_process_holds_stays(cache, tiny_bert, capsys):
     held = leave(cache, "runs/held.checkpoint", 30)
-    code = (f"import sys; sys.path[:0] = [{str(conftest.ROOT)!r}]; import helpers\n"
-            f"with helpers.locked({str(held)!r} + '.lock') as mine:\n"
+    code = (f"import sys; sys.path[:0] = [{str(ROOT)!r}]; import files\n"
+            f"with files.try_lock({str(held)!r} + '.lock') as mine:\n"
             f"    print(mine, flush=True); sys.stdin.read()")
     with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE,
                           stdout=subprocess.PIPE) as other:
@@ -84,7 +84,7 @@ def test_a_training_holds_its_checkpoint_and_goes_on_from_an_old_one(work, cache
         if len(seen) == 2:
             raise KeyboardInterrupt
         path, = cache.glob("*/*.checkpoint.lock")
-        with locked(str(path)) as mine:
+        with try_lock(str(path)) as mine:
             seen.append(mine)
         return real(*args)
 
@@ -108,5 +108,5 @@ def test_a_disk_without_locks_serves_one_process(tmp_path, monkeypatch):
         raise OSError(37, "No locks available")
 
     monkeypatch.setattr(fcntl, "flock", no_locks)
-    with locked(str(tmp_path / "a.lock")) as mine:
+    with try_lock(str(tmp_path / "a.lock")) as mine:
         assert mine

@@ -4,11 +4,13 @@ import signal
 import threading
 import time
 
-import conftest  # first: it puts helpers.py on the path
 import pytest
-from test_studies import DEV, TRAIN, core, files
+from tools import DEV, ROOT, TRAIN, core, names_in
 
 import studies
+from files import InputError
+
+pytestmark = pytest.mark.slow
 
 distributed = pytest.importorskip("distributed", reason="today's optional engine; in "
                                   "requirements-dev.txt, and in Anaconda 2019.10")
@@ -19,7 +21,7 @@ def cluster(request, monkeypatch, tmp_path):
     """Two workers of one thread, or as many of as many as the test's parameter says."""
     workers, threads = getattr(request, "param", (2, 1))
     monkeypatch.setenv("FILIMDB_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setenv("PYTHONPATH", str(conftest.ROOT))
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     with distributed.LocalCluster(n_workers=workers, threads_per_worker=threads, processes=True,
                                   dashboard_address=None) as made:
@@ -33,7 +35,7 @@ def test_a_worker_of_many_threads_gives_the_rows_of_none(cluster, tiny_bert, tmp
     rows = studies.run_trials(grid, TRAIN, DEV, str(tmp_path / "store"),
                               scheduler=cluster.scheduler_address)
     here = studies.run_trials(grid, TRAIN, DEV, str(tmp_path / "here"))
-    assert files(tmp_path / "here") == files(tmp_path / "store")
+    assert names_in(tmp_path / "here") == names_in(tmp_path / "store")
     assert list(map(core, rows)) == list(map(core, here))
 
 
@@ -45,7 +47,7 @@ def test_a_killed_worker_loses_no_trial_and_repeats_none(cluster, tiny_bert, tmp
     at_kill = {}
 
     def kill_one():
-        while len(files(store)) < 2:
+        while len(names_in(store)) < 2:
             time.sleep(0.02)
         at_kill.update((p.name, p.stat().st_mtime_ns) for p in store.glob("*.json"))
         os.kill(first, signal.SIGKILL)
@@ -55,15 +57,15 @@ def test_a_killed_worker_loses_no_trial_and_repeats_none(cluster, tiny_bert, tmp
     rows = studies.run_trials(grid, TRAIN, DEV, str(store), scheduler=cluster.scheduler_address)
     killer.join(60)
     assert at_kill and len(at_kill) < len(grid), "the worker was killed midway"
-    assert len(files(store)) == len(rows) == len(grid), "nothing lost"
+    assert len(names_in(store)) == len(rows) == len(grid), "nothing lost"
     for name, written in at_kill.items():
         assert (store / name).stat().st_mtime_ns == written, "a finished trial was run twice"
     here = studies.run_trials(grid, TRAIN, DEV, str(alone))
-    assert files(alone) == files(store)
+    assert names_in(alone) == names_in(store)
     assert [core(row)["metrics"] for row in rows] == [core(row)["metrics"] for row in here]
 
 
 def test_what_has_no_scheduler_is_refused_in_one_line(tmp_path):
-    with pytest.raises(studies.InputError) as caught:
+    with pytest.raises(InputError) as caught:
         studies.run_trials([], TRAIN, DEV, str(tmp_path), scheduler="tcp://127.0.0.1:9")
     assert "127.0.0.1:9" in str(caught.value) and "\n" not in str(caught.value)

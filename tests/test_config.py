@@ -3,10 +3,11 @@ import dataclasses
 import math
 
 import pytest
-from conftest import TODAY
+from tools import TODAY
 
 import helpers
-from helpers import MLM_DEFAULTS, Config, InputError, load_bert, make_config, settings
+from files import InputError
+from helpers import MLM_DEFAULTS, Config, load_bert, make_config, settings
 
 BAD = [*(("lr", v) for v in (0.0, -1.0, -2e-5, math.nan, math.inf)),
        *(("seq_len", v) for v in (0, -1, 2)), *(("words", v) for v in (-1,)),
@@ -22,10 +23,10 @@ GOOD = [("lr", 1e-9), ("seq_len", 3), ("words", 0), ("epochs", 1), ("batch_size"
         ("accumulation", 1), ("warmup", 0.0), ("warmup", 0.99), ("dropout", 0.0), ("clip_norm", 0.0),
         ("weight_decay", 0.0), ("max_minutes", 0.0), ("keep", "head"), ("keep", "tail"),
         ("keep", "head+tail"), ("optimizer", "adamw"), ("optimizer", "adam"), ("decay", "none"),
-        ("decay", "linear"), ("seed", 0), ("whole_word", True), ("device", ""),
+        ("decay", "linear"), ("seed", 0), ("whole_word", True), ("freeze", True), ("device", ""),
         ("precision", "auto"), ("precision", "fp32")]
 WRONG_TYPE = [("epochs", 1.0), ("epochs", True), ("epochs", "3"), ("lr", "2e-5"), ("lr", True),
-              ("lr", None), ("whole_word", 1), ("keep", None), ("model", 3), ("seed", None)]
+              ("lr", None), ("whole_word", 1), ("freeze", 0), ("keep", None), ("model", 3), ("seed", None)]
 
 
 def message(**overrides):
@@ -62,7 +63,7 @@ def test_a_changed_type_is_named(key, value):
 
 
 def test_every_field_is_checked():
-    assert {key for key, _ in BAD} | {"whole_word", "device"} == set(vars(Config()))
+    assert {key for key, _ in BAD} | {"whole_word", "freeze", "device"} == set(vars(Config()))
 
 
 def test_an_int_does_for_a_float():

@@ -19,16 +19,21 @@ import tempfile
 import time
 
 import pytest
-import report_helpers as h
+import report_tools as h
 import torch
-from conftest import ROOT, SOAK, made_up_reviews
-from test_evaluate import options, write_filimdb
+from tools import ROOT, SOAK, core, made_up_reviews, options, write_filimdb
 
+import checkpoints
 import evaluate
+import files
 import helpers
 import pages
+import runtime
 import studies
-from helpers import InputError, Part
+from files import InputError
+from helpers import Part
+
+pytestmark = pytest.mark.slow
 
 SAMPLE, TINY = str(ROOT / "data" / "sample"), str(ROOT / "data" / "sample" / "bert")
 MOMENTS = 20 if SOAK else 2    # SIGKILLs of a training, and of a pretraining
@@ -77,7 +82,7 @@ def into_file(path, work):
     handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(handle, 1)
     os.dup2(handle, 2)
-    helpers.save_json(path + ".json", work())
+    files.save_json(path + ".json", work())
 
 
 # ---- SIGKILL at a random moment ----------------------------------------------------------------
@@ -91,9 +96,9 @@ def learn(kind):
     _, texts, labels = helpers.subset(data["train"], 400)
     if kind == "pretrain":
         note = helpers.pretrain(texts[::4], epochs=2, **SMALL)
-        return [helpers.weights_digest(helpers.load_bert(note["path"], "mlm")[0])]
+        return [checkpoints.weights_digest(helpers.load_bert(note["path"], "mlm")[0])]
     params = helpers.train(texts, labels, epochs=2, **SMALL)
-    return [helpers.weights_digest(params["model"]), helpers.classify(data["test"].texts, params)]
+    return [checkpoints.weights_digest(params["model"]), helpers.classify(data["test"].texts, params)]
 
 
 def kill_learning(kind, folder, moments, seed):
@@ -146,27 +151,29 @@ class Finder:
         if name == where:
             now()
 
-if where[0].isupper():
-    import builtins, helpers
+if "." in where:
+    import files, helpers
     helpers.CHECKPOINT_SECONDS = 1000  # so that the one of the signal itself is what counts
-    real = getattr(helpers, where[1:])
-    setattr(helpers, where[1:], lambda *args, **kwargs: [now(), real(*args, **kwargs)][1])
+    module, name = where.split(".")
+    real = getattr(sys.modules[module], name)
+    setattr(sys.modules[module], name, lambda *args, **kwargs: [now(), real(*args, **kwargs)][1])
 else:
     sys.meta_path.insert(0, Finder())
 sys.argv[:6] = [script]
 runpy.run_path(os.path.join(root, script), run_name="__main__")
 """
-# What is under way (an import, or Helpers' function), its n-th call, the signal.
-STAGES = [("torch", 1, signal.SIGTERM), ("Htokenize", 1, signal.SIGINT),
-          ("Hsummed_loss", 5, signal.SIGTERM), ("Hpredict_logits", 2, signal.SIGINT)]
+# What is under way (an import, or a module's function), its n-th call, the signal.
+STAGES = [("torch", 1, signal.SIGTERM), ("helpers.tokenize", 1, signal.SIGINT),
+          ("helpers.summed_loss", 5, signal.SIGTERM), ("helpers.predict_logits", 2, signal.SIGINT)]
 if SOAK:
-    STAGES[2:2] = [(where, calls, number) for number in (signal.SIGINT, signal.SIGTERM)
-                   for where, calls in (("numpy", 1), ("transformers", 1), ("Hread_lines", 4),
-                                        ("Hload_bert", 1), ("Hmake_optimizer", 1), ("Hput", 1),
-                                        ("Hsummed_loss", 2), ("Hcount_targets", 9),
-                                        ("Hprogress_bar", 1))]
-    STAGES += [(where, calls, number) for number in (signal.SIGINT, signal.SIGTERM)
-               for where, calls in (("Hpredict_logits", 1), ("Hpredict_logits", 5), ("Hput", 1))]
+    BOTH = signal.SIGINT, signal.SIGTERM
+    STAGES[2:2] = [(where, calls, number) for number in BOTH for where, calls in (
+        ("numpy", 1), ("transformers", 1), ("helpers.read_lines", 4), ("helpers.load_bert", 1),
+        ("helpers.make_optimizer", 1), ("files.write_atomically", 1), ("helpers.summed_loss", 2),
+        ("helpers.count_targets", 9), ("helpers.progress_bar", 1))]
+    STAGES += [(where, calls, number) for number in BOTH for where, calls in (
+        ("helpers.predict_logits", 1), ("helpers.predict_logits", 5),
+        ("files.write_atomically", 1))]
 
 
 def run_signalled(script, where, calls, number, *argv, **options):
@@ -205,12 +212,12 @@ def test_a_stopped_grading_says_so_in_one_line_and_goes_on(grade, expected, tmp_
         assert (code, err.count("\n")) == (128 + number, 1), (where, calls, said, err)
         assert err.startswith("evaluate.py: interrupted; the same command goes on"), err
         assert not (tmp_path / "preds.tsv").exists() and "Traceback" not in said
-        if at and ("goes on from the checkpoint" in said or where == "Hpredict_logits"):
+        if at and ("goes on from the checkpoint" in said or where == "helpers.predict_logits"):
             assert f"goes on from the checkpoint after step {at}\n" in said, "nothing was lost"
         if "interrupted at step " in said:
             at = int(said.split("interrupted at step ")[1].split()[0])
-            assert at > 3 or where != "Hsummed_loss" or calls < 5
-        at = 18 if where == "Hpredict_logits" else at  # the training is done, and kept
+            assert at > 3 or where != "helpers.summed_loss" or calls < 5
+        at = 18 if where == "helpers.predict_logits" else at  # the training is done, and kept
     capsys.readouterr()
     assert evaluate.main(argv) == 0
     assert "goes on from the checkpoint after step 18\n" in capsys.readouterr().out
@@ -251,11 +258,11 @@ def read_text(name):
 
 
 def write_state(folder, version):
-    helpers.save_state(str(folder / "state"), {"weights": torch.full((3000,), version * 1.5)})
+    checkpoints.save_state(str(folder / "state"), {"weights": torch.full((3000,), version * 1.5)})
 
 
 def read_state(folder):
-    state = helpers.load_state(str(folder / "state"))
+    state = checkpoints.load_state(str(folder / "state"))
     return state and state["weights"].tolist()
 
 
@@ -264,32 +271,32 @@ def tiny():
     return helpers.load_bert(TINY, "mlm")
 
 
-def write_pieces(folder, version):
-    """Have the cache of pieces, whose name is its content's, made: there is no old one."""
+def write_tokens(folder, version):
+    """Have the cache of tokens, whose name is its content's, made: there is no old one."""
     os.environ["FILIMDB_CACHE"] = str(folder)
     helpers.tokenize_all(made_up_reviews(300)[0], tiny()[1])
 
 
-def read_pieces(folder):
-    for path in folder.glob("pieces/*.npy"):
-        return helpers.load_table(str(path)).tolist()
+def read_tokens(folder):
+    for path in folder.glob("tokens/*.npy"):
+        return files.load_table(str(path)).tolist()
 
 
 def write_weights(folder, version):
     """Have a pretrained folder saved, whose name is its content's: there is no old one."""
-    helpers.save_bert(str(folder / "bert"), *tiny(), {"n": 1}, [{"step": 1, "loss": 0.5}])
+    checkpoints.save_bert(str(folder / "bert"), *tiny(), {"n": 1}, [{"step": 1, "loss": 0.5}])
 
 
 def read_weights(folder):
     """Return the digest of a sound pretrained folder."""
     if (folder / "bert").exists():
-        assert helpers.read_note(str(folder / "bert"))["n"] == 1
+        assert checkpoints.read_note(str(folder / "bert"))["n"] == 1
         assert (folder / "bert" / "history.csv").read_text() == "step,loss\n1,0.5\n"
-        return helpers.weights_digest(helpers.load_bert(str(folder / "bert"), "mlm")[0])
+        return checkpoints.weights_digest(helpers.load_bert(str(folder / "bert"), "mlm")[0])
 
 
 def write_history(folder, version):
-    helpers.save_history(str(folder / "history"), [{"step": i, "loss": version} for i in range(900)])
+    files.save_history(str(folder / "history"), [{"step": i, "loss": version} for i in range(900)])
 
 
 def write_page(folder, version):
@@ -298,17 +305,17 @@ def write_page(folder, version):
 
 
 def write_status(folder, version):
-    pages.write(folder / "status.json", json.dumps({"n": [version] * 3000}))
+    files.save_json(str(folder / "status.json"), {"n": [version] * 3000})
 
 
 WRITERS = {  # name: (write(folder, version 0 or 1), read(folder), whether one replaces another)
     "preds.tsv": (write_predictions, read_text("preds.tsv"), True),
     "checkpoint": (write_state, read_state, True),
-    "pieces": (write_pieces, read_pieces, False),
+    "tokens": (write_tokens, read_tokens, False),
     "weights": (write_weights, read_weights, False),
     "history.json": (write_history, read_text("history.json"), True),
     "history.csv": (write_history, read_text("history.csv"), True),
-    "trial": (lambda folder, version: helpers.save_json(str(folder / "x.json"), [version] * 3000),
+    "trial": (lambda folder, version: files.save_json(str(folder / "x.json"), [version] * 3000),
               read_text("x.json"), True),
     "page": (write_page, read_text("index.html"), True),
     "status.json": (write_status, read_text("status.json"), True)}
@@ -358,7 +365,7 @@ def die_at(nth, work):
                         (tempfile, "mkstemp"), (tempfile, "mkdtemp")):
         around(owner, name, getattr(owner, name))
     around(os, "fdopen", os.fdopen, halve=True)
-    for module in (evaluate, helpers, pages, studies):
+    for module in (checkpoints, evaluate, files, helpers, pages, runtime, studies):
         around(module, "open", builtins.open, halve=True)
     work()
 
@@ -393,7 +400,7 @@ def test_what_was_left_aside_goes_after_a_day(tmp_path):
     for name, days in ages.items():
         (tmp_path / name).write_text("half")
         os.utime(str(tmp_path / name), (time.time() - days * 86400,) * 2)
-    helpers.save_json(str(path), 1)
+    files.save_json(str(path), 1)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["x.json", *sorted(ages)[1:]]
 
 
@@ -456,7 +463,7 @@ def test_a_disk_that_takes_no_more(name, how, tmp_path, monkeypatch):
             write(folder, 1)
         said = str(error.value)
         assert str(folder) in said and "\n" not in said, said
-        assert name == "pieces" and how == "read-only" or (
+        assert name == "tokens" and how == "read-only" or (
             " bytes, " in said and " are free" in said and "it needs " in said), said
         assert read(folder) == old and left(folder) == files
         if how in ("full", "short of room"):
@@ -471,7 +478,7 @@ def full(*args):
 
 def test_a_folder_of_another_user(tmp_path):
     (tmp_path / "there").mkdir()
-    helpers.save_json(str(tmp_path / "there" / "x.json"), "old")
+    files.save_json(str(tmp_path / "there" / "x.json"), "old")
     for folder in (tmp_path, *list(tmp_path.parents)[:2]):
         os.chmod(str(folder), 0o755)
     os.chmod(str(tmp_path / "there"), 0o555)
@@ -483,7 +490,7 @@ def test_a_folder_of_another_user(tmp_path):
         if not os.getuid():
             os.setuid(65534)
         try:
-            helpers.save_json(str(tmp_path / "there" / "x.json"), "new")
+            files.save_json(str(tmp_path / "there" / "x.json"), "new")
         except InputError as error:
             with open(said, "w") as file:
                 file.write(str(error))
@@ -503,7 +510,7 @@ def test_a_full_disk_ends_a_command_in_one_line(what, grade, small_disk, tmp_pat
     (out / "preds.tsv").write_text("older")
     if what == "the cache":
         monkeypatch.setenv("FILIMDB_CACHE", str(small_disk / "cache"))
-        (small_disk / "cache" / "pieces").mkdir(parents=True)
+        (small_disk / "cache" / "tokens").mkdir(parents=True)
     if what == "the report":
         h.write_notebook(h.make_project(tmp_path / "project"), "01_one", "# One", h.PARAMETERS)
         (small_disk / "out").mkdir()
@@ -542,14 +549,14 @@ def make_row(folder, tiny_bert):
 
 
 FILES = {  # kind: (make(folder, a model), the pattern of its files, read a file)
-    "pieces": (lambda folder, model: write_pieces(folder, 0), "pieces/*.npy",
-               lambda path: getattr(helpers.load_table(str(path)), "tolist", lambda: None)()),
+    "tokens": (lambda folder, model: write_tokens(folder, 0), "tokens/*.npy",
+               lambda path: getattr(files.load_table(str(path)), "tolist", lambda: None)()),
     "checkpoint": (lambda folder, model: write_state(folder, 1), "state",
                    lambda path: read_state(path.parent)),
     "trial": (make_row, "*.json", lambda path: studies.read_row(str(path))),
-    "weights": (lambda folder, model: helpers.save_bert(
+    "weights": (lambda folder, model: checkpoints.save_bert(
         str(folder / "bert"), *helpers.load_bert(model, "mlm"), {"n": 1}), "bert/*",
-        lambda path: helpers.read_note(str(path.parent)))}
+        lambda path: checkpoints.read_note(str(path.parent)))}
 
 
 @pytest.mark.parametrize("kind", sorted(FILES))
@@ -569,7 +576,7 @@ def test_a_damaged_file_is_never_used(kind, tiny_bert, tmp_path, monkeypatch, ca
         found = read(path)
         aside = path.parent if kind == "weights" else path
         if found:  # bytes that carry nothing: blanks of a table's header, or none has changed
-            assert found == sound and (bad == whole[path] or kind in ("pieces", "trial", "weights"))
+            assert found == sound and (bad == whole[path] or kind in ("tokens", "trial", "weights"))
             spared += 1
         else:
             assert capsys.readouterr().out.count("is damaged (its checksum differs): set aside") == 1
@@ -641,13 +648,6 @@ def study(model, store):
     grid = [dict(model=model, seq_len=16, epochs=2, batch_size=4, accumulation=1, keep="head", **point)
             for point in studies.product([0, 1, 2], lr=[1e-3, 1e-2])]
     return studies.run_trials(grid, *parts, store)
-
-
-def core(row):
-    """Return a row without what no two runs share: times and memory."""
-    history = [{k: v for k, v in r.items() if k != "seconds"} for r in row["history"]]
-    return dict({k: v for k, v in row.items() if k not in ("seconds", "peak_memory", "checksum")},
-                history=history)
 
 
 def run_out_of_room(nth, work):

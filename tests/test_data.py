@@ -4,13 +4,15 @@ import pickle
 from collections import Counter
 
 import pytest
-from conftest import ROOT
 from hypothesis import given
 from hypothesis import strategies as st
+from tools import ROOT
 
+import files
 import helpers
 import studies
-from helpers import InputError, Part, load_filimdb, load_part, read_lines, subset
+from files import InputError
+from helpers import Part, load_filimdb, load_part, read_lines, subset
 
 
 def harness_lines(path):
@@ -116,8 +118,8 @@ def test_home_is_expanded(tmp_path, monkeypatch):
     write(tmp_path, train__texts="one\ntwo")
     assert load_filimdb("~", ["train"])["train"].texts == ["one", "two"]
     monkeypatch.setenv("FILIMDB_CACHE", "~/cache")
-    assert helpers.cache_dir("a") == str(tmp_path / "cache" / "a")
-    helpers.save_history("~/history", [{"step": 1}])
+    assert files.cache_dir("a") == str(tmp_path / "cache" / "a")
+    files.save_history("~/history", [{"step": 1}])
     assert (tmp_path / "history.csv").exists() and studies.from_root("~/x") == f"{tmp_path}/x"
 
 
@@ -145,7 +147,7 @@ def test_a_relative_folder_is_tried_here_then_beside_the_module(tmp_path, monkey
         (tmp_path / place / "db").mkdir(parents=True)
         write(tmp_path / place / "db", dev__texts=f"in {place}")
     monkeypatch.chdir(tmp_path / "here")
-    monkeypatch.setattr(helpers, "HERE", str(tmp_path / "code"))
+    monkeypatch.setattr(files, "HERE", str(tmp_path / "code"))
     assert load_filimdb("db", ["dev"])["dev"].texts == ["in here"]
     os.remove("db/dev.texts")
     os.rmdir("db")

@@ -1,7 +1,5 @@
-"""evaluate.py, the course's harness around a copied helpers.py, and what may be imported."""
-import ast
+"""evaluate.py, the course's harness around the file that is handed in, and what importing does."""
 import contextlib
-import importlib.util
 import io
 import json
 import os
@@ -10,39 +8,19 @@ import shutil
 import signal
 import subprocess
 import sys
-import sysconfig
 import time
 
-import conftest  # first: it puts helpers.py on the path
 import pytest
 import torch
+from tools import ROOT, SIZES, SMALL, options, predictions, run, write_filimdb
 
+import checkpoints
 import evaluate
+import handin
 import helpers
 
 PARTS = ["train", "dev", "test", "dev-b", "test-b"]
 LABELLED = ["train", "dev", "dev-b"]
-SIZES = {"train": 48, "dev": 12, "test": 12, "dev-b": 10, "test-b": 10, "train_unlabeled": 30}
-SMALL = {"seq_len": 32, "batch_size": 8, "accumulation": 1, "epochs": 1, "lr": 1e-3}
-
-
-def options(**overrides):
-    """Return --set options for train and pretrain alike."""
-    pairs = [f"{key}={value}" for key, value in dict(SMALL, **overrides).items()]
-    return [word for pair in pairs for word in ("--set", pair, "--set", "pretrain." + pair)]
-
-
-def write_filimdb(folder, words=None):
-    """Write the first reviews of data/sample in FILIMDB's layout, cut to some words."""
-    source = conftest.ROOT / "data" / "sample"
-    for path in sorted(source.glob("*.*s")):
-        lines = path.read_bytes().decode("utf-8").split("\n")[:-1]
-        half = SIZES[path.stem] // 2  # train is in order of class: take from both ends
-        some = lines[:half] + lines[-half:]
-        if path.suffix == ".texts" and words:
-            some = [" ".join(line.split()[:words]) for line in some]
-        (folder / path.name).write_bytes("".join(line + "\n" for line in some).encode("utf-8"))
-    return folder
 
 
 @pytest.fixture(scope="module")
@@ -101,15 +79,6 @@ def read_labels(folder, part):
     return (folder / (part + ".labels")).read_text(encoding="utf-8").split()
 
 
-def predictions(path):
-    """Read preds.tsv: {part: labels in order}."""
-    found = {}
-    for line in path.read_text(encoding="utf-8").splitlines():
-        key, label = line.split("\t")
-        found.setdefault(key.split("/")[0], []).append(label)
-    return found
-
-
 # ---- a run -------------------------------------------------------------------------------------
 
 def test_preds_has_a_line_for_every_review_in_order(graded):
@@ -144,14 +113,6 @@ def test_the_predictions_are_those_of_the_trained_model(graded, filimdb, tiny_be
     assert predictions(graded[1]) == {part: helpers.classify(data[part].texts, params)
                                       for part in PARTS}
     assert "MLM pretraining on 78 texts of train, train_unlabeled (held-out loss" in graded[2]
-
-
-def run(*argv):
-    """Run evaluate.main: what it printed on stdout."""
-    said = io.StringIO()
-    with contextlib.redirect_stdout(said):
-        assert evaluate.main(list(argv)) == 0
-    return said.getvalue()
 
 
 @pytest.mark.parametrize("flags,parts", [
@@ -199,6 +160,106 @@ def test_which_model(argv, environment, model, filimdb, spy, tmp_path, monkeypat
     assert bool(tuned) == (model == "data/sample/bert"), "the sample's settings are the tiny BERT's"
 
 
+# ---- --json and --help -------------------------------------------------------------------------
+
+def test_a_record_of_the_run_is_kept(filimdb, tiny_bert, tmp_path):
+    out, record = tmp_path / "p.tsv", tmp_path / "run.json"
+    run("--data", str(filimdb), "--model", tiny_bert, "--out", str(out), "--json", str(record),
+        *options(keep="tail"))
+    kept = json.loads(record.read_text(encoding="utf-8"))
+    assert sorted(os.listdir(str(tmp_path))) == ["p.tsv", "run.json"]
+    assert list(kept["parts"]) == sorted(LABELLED)
+    data = helpers.load_filimdb(str(filimdb))
+    for part, row in kept["parts"].items():
+        gold = read_labels(filimdb, part)
+        assert row["n"] == len(gold)
+        assert row["accuracy"] == helpers.accuracy(gold, predictions(out)[part])
+        assert set(row["baselines"]) == (
+            set() if part == "train" else {"naive Bayes", "majority class"})
+        assert row["stand_in_train"] == sum(
+            text in data["train"].texts for text in data[part].texts)
+    assert kept["parts"]["train"]["stand_in_train"] == SIZES["train"]
+    assert set(kept["minutes"]) == {"pretraining", "training", "classification"}
+    assert all(0 < minutes < 5 for minutes in kept["minutes"].values())
+    assert kept["settings"] == helpers.settings(helpers.make_config(**dict(SMALL, keep="tail")))
+    assert kept["pretraining"]["parts"] == ["train", "train_unlabeled"]
+    assert kept["pretraining"]["config"]["lr"] == SMALL["lr"]
+    assert kept["seen"] == "pretrained on train, train_unlabeled" and kept["device"] == "cpu"
+    assert (kept["data"], kept["model"]) == (str(filimdb), tiny_bert)
+    assert set(kept["versions"]) == {"python", "torch", "transformers"}
+
+
+def test_a_record_of_a_loaded_classifier(filimdb, tiny_bert, tmp_path):
+    folder, record = str(tmp_path / "c"), tmp_path / "run.json"
+    run("--data", str(filimdb), "--model", tiny_bert, "--no-pretrain", "--save", folder, "--out",
+        str(tmp_path / "p.tsv"), *options())
+    run("--data", str(filimdb), "--load", folder, "--out", str(tmp_path / "p.tsv"), "--set",
+        "keep=head", "--json", str(record))
+    kept = json.loads(record.read_text(encoding="utf-8"))
+    assert list(kept["minutes"]) == ["classification"] and kept["pretraining"] == {}
+    assert (kept["settings"]["keep"], kept["load"]) == ("head", folder)
+
+
+def test_an_older_record_stays_when_the_disk_is_full(filimdb, spy, tmp_path, monkeypatch, capsys):
+    calls, fsync, removed = [], os.fsync, []
+
+    def full(handle):
+        calls.append(handle)
+        if len(calls) > 1:  # the predictions still fitted
+            raise OSError(28, "No space left on device")
+        fsync(handle)
+
+    monkeypatch.setattr(os, "fsync", full)
+    monkeypatch.setattr(evaluate, "record_of", lambda *args: {})
+    monkeypatch.setattr(evaluate.files, "remove_if_there", removed.append)
+    (tmp_path / "run.json").write_bytes(b"older")
+    argv = ["--data", str(filimdb), "--out", str(tmp_path / "p.tsv"), "--json",
+            str(tmp_path / "run.json")]
+    assert evaluate.main(argv) == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and str(tmp_path / "run.json") in said and "No space" in said
+    assert (tmp_path / "run.json").read_bytes() == b"older"
+    assert sorted(os.listdir(str(tmp_path))) == ["p.tsv", "run.json"]
+    assert not removed, "the same command must find the training that it paid for"
+
+
+@pytest.mark.parametrize("path", ["", "none/run.json", ".", "p.tsv"])
+def test_a_record_that_could_not_be_written(path, filimdb, spy, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(str(tmp_path))
+    assert evaluate.main(["--data", str(filimdb), "--out", "p.tsv", "--json", path]) == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and f"--json {path}: " in said and not spy.calls
+    assert os.listdir(str(tmp_path)) == []
+
+
+def help_text(capsys):
+    """Return what --help prints."""
+    with pytest.raises(SystemExit) as end:
+        evaluate.main(["--help"])
+    assert end.value.code == 0
+    return capsys.readouterr().out
+
+
+def test_help_lists_every_key(capsys):
+    said, config = help_text(capsys), vars(helpers.Config())
+    assert set(evaluate.meanings()) == set(config), "a field of Config without its comment"
+    words = " ".join(said.split())
+    for key, value in config.items():
+        assert f"\n  {key}={value}" in said
+        rule = "True or False" if value is False else helpers.rule_of(key)[0]
+        assert f"{evaluate.meanings()[key]}; must be {rule}" in words
+    for key, value in helpers.MLM_DEFAULTS.items():
+        assert (f"pretrain.{key}={value}\n" in said) == (value != config[key])
+    assert "[S] Sun et al. 2019" in words and "Exit code: 0 done, 2 wrong use" in words
+    assert "python evaluate.py --data data/FILIMDB --set max_minutes=30" in said
+    assert max(map(len, said.split("\n"))) <= 99
+
+
+def test_help_names_an_optimizer_that_was_added(capsys, monkeypatch):
+    monkeypatch.setitem(helpers.OPTIMIZERS, "sgd", torch.optim.SGD)
+    assert "must be adam, adamw or sgd" in " ".join(help_text(capsys).split())
+
+
 # ---- older predictions are safe ----------------------------------------------------------------
 
 FAULTS = {"diverged": ("train", helpers.Diverged("loss nan"), 2),
@@ -244,7 +305,7 @@ def test_an_older_file_stays_when_the_disk_is_full(filimdb, spy, tmp_path, monke
 # ---- as a process ------------------------------------------------------------------------------
 
 def command(*argv):
-    return [sys.executable, str(conftest.ROOT / "evaluate.py"), *argv]
+    return [sys.executable, str(ROOT / "evaluate.py"), *argv]
 
 
 def test_a_process_writes_what_main_does(graded, filimdb, tiny_bert, tmp_path):
@@ -258,18 +319,19 @@ def test_a_process_writes_what_main_does(graded, filimdb, tiny_bert, tmp_path):
 
 OFTEN = """import runpy, sys
 sys.path.insert(0, sys.argv[1])
-import helpers
+import files, helpers
 helpers.CHECKPOINT_SECONDS = 0.1
 del sys.argv[1]
-runpy.run_path(helpers.HERE + "/evaluate.py", run_name="__main__")
+runpy.run_path(files.HERE + "/evaluate.py", run_name="__main__")
 """
 
 
+@pytest.mark.slow
 def test_sigterm_saves_the_work(filimdb, tiny_bert, tmp_path, monkeypatch, capsys):
     argv = ["--data", str(filimdb), "--model", tiny_bert, "--no-pretrain", *options(epochs=9999)]
     monkeypatch.setenv("FILIMDB_CACHE", str(tmp_path / "cache"))
     monkeypatch.chdir(str(tmp_path))
-    with subprocess.Popen([sys.executable, "-c", OFTEN, str(conftest.ROOT), *argv],
+    with subprocess.Popen([sys.executable, "-c", OFTEN, str(ROOT), *argv],
                           stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         while not list(tmp_path.glob("cache/runs/*.checkpoint")):  # so the training has begun
             assert process.poll() is None, process.stderr.read()
@@ -286,7 +348,7 @@ def test_sigterm_saves_the_work(filimdb, tiny_bert, tmp_path, monkeypatch, capsy
         print("step", original(*args)[0])
         raise KeyboardInterrupt
 
-    original = helpers.resume
+    original = checkpoints.resume
     monkeypatch.setattr(helpers, "resume", resume)
     assert evaluate.main(argv) == 130
     assert int(re.search(r"(?m)^step (\d+)$", capsys.readouterr().out).group(1)) > 0
@@ -295,13 +357,17 @@ def test_sigterm_saves_the_work(filimdb, tiny_bert, tmp_path, monkeypatch, capsy
 # ---- the course's harness ----------------------------------------------------------------------
 
 HARNESS = '''"""The course's evaluate.py, written anew from what is known of it."""
-import json, os, random, sys
+import json, os, pickle, random, sys
 
 import numpy, torch
 
 form, data, seed = sys.argv[1], sys.argv[2], int(sys.argv[3])
 before = set(sys.modules)
-import classifier
+if form == "package":  # as one of many submissions
+    from submissions.score import classifier, other
+else:
+    import classifier
+    other = None
 
 ours = [getattr(sys.modules[name], "__file__", None) or "" for name in set(sys.modules) - before]
 random.seed(seed), numpy.random.seed(seed), torch.manual_seed(seed)
@@ -320,7 +386,7 @@ def read(part):
 names = ["train", "dev", "test", "dev-b", "test-b"]
 parts = {name: read(name) for name in names + ["train_unlabeled"]}
 assert parts["test"][2] is None and parts["test-b"][2] is None
-if form == "2019":
+if form in ("2019", "package"):
     params = classifier.pretrain(parts["train"][1] + parts["train_unlabeled"][1])
 elif form == "transductive":
     params = classifier.pretrain([texts for _, texts, _ in parts.values()])
@@ -328,19 +394,26 @@ elif form == "2020":
     params = classifier.pretrain([parts["train"][1], parts["train_unlabeled"][1]])
 else:
     params = None  # what a bundle without pretraining returns
+others = [other.train(parts["train"][1], parts["train"][2])] if other else []
 if params is None:
     trained = classifier.train(parts["train"][1], parts["train"][2])
 else:
     trained = classifier.train(parts["train"][1], parts["train"][2], params)
+if others:
+    trained, others = pickle.loads(pickle.dumps((trained, others)))
+    assert type(trained["config"]) is classifier.Config is not other.Config
+    assert type(others[0]["config"]) is other.Config
+    assert classifier.ATTENTION != other.ATTENTION, "each registers its own, with its random stream"
 with open("preds.tsv", "w") as file:
     for name in names:
         ids, texts, labels = parts[name]
         predicted = classifier.classify(texts, trained)
         assert len(predicted) == len(texts)
         file.writelines("%s/%d\\t%s\\n" % (name, i, label) for i, label in zip(ids, predicted))
-json.dump({"modules": ours, "random": [random.random(), numpy.random.rand(), float(torch.rand(1))],
-           "weights": float(sum(p.detach().double().abs().sum()
-                              for p in trained["model"].parameters()))},
+drawn = [random.random(), numpy.random.rand(), float(torch.rand(1))]
+json.dump({"modules": ours, "random": drawn,
+           "weights": [float(sum(p.detach().double().abs().sum() for p in one["model"].parameters()))
+                       for one in [trained, *others]]},
           open("seen.json", "w"))
 '''
 
@@ -360,7 +433,11 @@ for form, seed, folder in zip(*[iter(sys.argv[2:])] * 3):
     if os.waitpid(child, 0)[1]:
         sys.exit(form)
 """
-FORMS = [("2019", 1), ("2020", 2), ("transductive", 3), ("none", 4)]
+FORMS = [("2019", 1), ("2020", 2), ("transductive", 3), ("none", 4), ("package", 5)]
+SUBMITTED = {"package": ["submissions/one/Name_123.py", "submissions/two/Other_456.py"]}
+SCORE = """from .one import Name_123 as classifier
+from .two import Other_456 as other
+"""
 
 
 @pytest.fixture(scope="module")
@@ -369,7 +446,11 @@ def submitted(tmp_path_factory, tiny_bert):
     data, argv, folders = write_filimdb(tmp_path_factory.mktemp("short"), words=6), [], {}
     for form, seed in FORMS:
         folders[form] = folder = tmp_path_factory.mktemp("submission")
-        shutil.copy(str(conftest.ROOT / "helpers.py"), str(folder / "classifier.py"))
+        for place in SUBMITTED.get(form, ["classifier.py"]):
+            (folder / place).parent.mkdir(parents=True, exist_ok=True)
+            (folder / place).write_text(handin.join(ROOT), encoding="utf-8")
+        if form == "package":
+            (folder / "submissions" / "score.py").write_text(SCORE)
         (folder / "evaluate.py").write_text(HARNESS, encoding="utf-8")
         argv += [form, str(seed), str(folder)]
     env = dict(os.environ, BERT_MODEL=tiny_bert, PYTHONDONTWRITEBYTECODE="1")
@@ -381,32 +462,39 @@ def submitted(tmp_path_factory, tiny_bert):
 
 
 @pytest.mark.parametrize("form", dict(FORMS))
-def test_a_copy_alone_serves_the_harness(form, submitted):
+def test_the_file_alone_serves_the_harness(form, submitted):
     folder, seen = submitted[form]
     lines = (folder / "preds.tsv").read_text(encoding="utf-8").split("\n")[:-1]
     keys = [f"{part}/{i}" for part in PARTS for i in range(SIZES[part])]
     assert [line.split("\t")[0] for line in lines] == keys
     assert {line.split("\t")[1] for line in lines} <= {"pos", "neg"}
-    assert sorted(os.listdir(str(folder))) == [".cache", "classifier.py", "evaluate.py",
-                                               "preds.tsv", "seen.json"]
-    notes = [json.loads(path.read_text()) for path in folder.glob(".cache/pretrained/*/note.json")]
+    files = SUBMITTED.get(form, ["classifier.py"])
+    place = folder / os.path.dirname(files[0])
+    assert sorted(os.listdir(str(place))) == sorted(
+        {".cache", os.path.basename(files[0])} | (
+            {"evaluate.py", "preds.tsv", "seen.json"} if place == folder else set()))
+    notes = [json.loads(path.read_text()) for path in place.glob(".cache/pretrained/*/note.json")]
     assert len(notes) == (form != "none")
 
 
 @pytest.mark.parametrize("form", dict(FORMS))
-def test_the_copy_needs_nothing_of_the_repository(form, submitted):
+def test_the_file_needs_nothing_of_the_repository(form, submitted):
     folder, seen = submitted[form]
-    inside = [path for path in seen["modules"] if path.startswith(str(conftest.ROOT) + os.sep)
+    inside = [path for path in seen["modules"] if path.startswith(str(ROOT) + os.sep)
               and not path.startswith(sys.prefix)]
     assert not inside
-    assert str(folder / "classifier.py") in seen["modules"]
+    for place in SUBMITTED.get(form, ["classifier.py"]):
+        assert str(folder / place) in seen["modules"]
 
 
 def test_the_result_depends_neither_on_the_harness_seed_nor_on_its_form(submitted):
-    (one, seen_1), (two, seen_2) = submitted["2019"], submitted["2020"]
-    assert (one / "preds.tsv").read_bytes() == (two / "preds.tsv").read_bytes()
-    assert seen_1["weights"] == seen_2["weights"]
-    weights = {seen["weights"] for _, seen in submitted.values()}
+    """Nor on a second copy in the process: each has its attention and random streams."""
+    one, seen = submitted["2019"]
+    for form in ("2020", "package"):
+        assert (submitted[form][0] / "preds.tsv").read_bytes() == (one / "preds.tsv").read_bytes()
+        assert submitted[form][1]["weights"][0] == seen["weights"][0]
+    assert submitted["package"][1]["weights"][1:] == submitted["none"][1]["weights"]
+    weights = {seen["weights"][0] for _, seen in submitted.values()}
     assert len(weights) == 3, "other texts to pretrain on, other weights"
 
 
@@ -420,80 +508,11 @@ def test_the_harness_keeps_its_random_stream(form, seed, submitted):
     assert submitted[form][1]["random"] == drawn
 
 
-# ---- imports -----------------------------------------------------------------------------------
-
-CORE = {"torch", "transformers", "numpy", "tqdm"}
-LATE = {"pygments", "matplotlib", "scipy", "sklearn", "distributed", "IPython"}  # inside functions only
-
-
-def is_standard(module):
-    """Tell whether a module comes with Python."""
-    if module in sys.builtin_module_names:
-        return True
-    spec = importlib.util.find_spec(module)
-    where = (spec.origin or "") if spec else ""
-    return where in ("built-in", "frozen") or (
-        where.startswith(sysconfig.get_paths()["stdlib"]) and "site-packages" not in where)
-
-
-def imported(source):
-    """Return (modules imported at the top, modules imported within functions) of a source."""
-    top, late = set(), set()
-
-    def visit(node, within):
-        for child in ast.iter_child_nodes(node):
-            function = within or isinstance(child, (ast.FunctionDef, ast.Lambda))
-            if isinstance(child, ast.Import):
-                (late if within else top).update(alias.name for alias in child.names)
-            elif isinstance(child, ast.ImportFrom):
-                assert not child.level, "a relative import"
-                (late if within else top).add(child.module)
-            visit(child, function)
-
-    visit(ast.parse(source), False)
-    return top, late
-
-
-def notebook_code(path):
-    """Return all code of a notebook."""
-    cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
-    return "\n".join("".join(c["source"]) for c in cells if c["cell_type"] == "code")
-
-
-SOURCES = ["helpers.py", "studies.py", "figures.py", "evaluate.py"] + sorted(
-    "notebooks/" + path.name for path in (conftest.ROOT / "notebooks").glob("*.ipynb"))
-
-
-@pytest.mark.parametrize("name", SOURCES)
-def test_nothing_else_is_imported(name):
-    path = conftest.ROOT / name
-    notebook = name.endswith(".ipynb")
-    top, late = imported(notebook_code(path) if notebook else path.read_text(encoding="utf-8"))
-    own = {"helpers.py": set(), "studies.py": {"helpers"},
-           "figures.py": {"assignment", "helpers", "studies"},
-           "evaluate.py": {"helpers"}}
-    allowed = CORE | own.get(name, {"helpers", "studies", "figures"})
-    optional = LATE if name in ("helpers.py", "studies.py", "figures.py") else set()
-    roots = {module.split(".")[0] for module in top}
-    assert {root for root in roots - allowed if not is_standard(root)} == set()
-    roots = {module.split(".")[0] for module in late}
-    assert {root for root in roots - allowed - optional if not is_standard(root)} == set()
-    tensorboard = {module for module in top | late if "tensorboard" in module}
-    assert tensorboard == ({"torch.utils.tensorboard"} if name == "helpers.py" else set())
-    assert not [module for module in top if "tensorboard" in module], "not installed everywhere"
-
-
-def test_the_import_test_sees_what_it_should():
-    top, late = imported("import a.b\nfrom c import d\ndef f():\n    import e\nif 1:\n  import g\n"
-                         "class H:\n    def i(self):\n        from j.k import l")
-    assert (top, late) == ({"a.b", "c", "g"}, {"e", "j.k"})
-    assert is_standard("json") and is_standard("sys") and is_standard("fcntl")
-    assert not is_standard("numpy") and not is_standard("no_such_module")
-
+# ---- importing ---------------------------------------------------------------------------------
 
 SIDE_EFFECTS = BERT + """
 import logging, os, random, signal, sys, warnings
-import numpy, torch, tqdm
+import numpy, pandas, torch, tqdm
 def state():
     level = [logging.getLogger(name).level for name in ("", "transformers", "torch")]
     return [torch.initial_seed(), torch.get_rng_state().tolist(), random.getstate(),
@@ -501,8 +520,8 @@ def state():
             signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT), warnings.filters[:],
             torch.get_num_threads(), torch.get_default_dtype(), torch.is_grad_enabled(),
             sorted(os.listdir(".")), sys.stdout, sys.excepthook]
-already, before = set(sys.modules), state()  # what transformers itself brings is not ours
-import helpers, studies, figures, evaluate
+already, before = set(sys.modules), state()  # what transformers and pandas bring is not ours
+import evaluate, figures, handin, helpers, reference
 changed = [i for i, (a, b) in enumerate(zip(before, state())) if a != b]
 assert not changed, changed
 loaded = {"matplotlib", "scipy", "sklearn", "IPython", "distributed"} & set(sys.modules)
@@ -511,9 +530,9 @@ assert not loaded - already, loaded
 
 
 def test_importing_has_no_side_effects(tmp_path):
-    names = "helpers.py", "studies.py", "figures.py", "evaluate.py", "assignment.py"
+    names = [path.name for path in ROOT.glob("*.py")]
     for name in names:
-        shutil.copy(str(conftest.ROOT / name), str(tmp_path))
+        shutil.copy(str(ROOT / name), str(tmp_path))
     done = subprocess.run([sys.executable, "-B", "-c", SIDE_EFFECTS], cwd=str(tmp_path),
                           stdout=subprocess.PIPE, stderr=subprocess.PIPE, universal_newlines=True)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")

@@ -8,29 +8,29 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-import helpers
-from helpers import (
+import files
+import runtime
+from checkpoints import load_state, save_state
+from files import (
     InputError,
-    Pieces,
     cache_dir,
     digest,
     file_digest,
     find_path,
-    load_state,
     load_table,
+    open_atomically,
     save_json,
-    save_state,
     sealed_table,
-    seed_of,
-    written_whole,
 )
+from helpers import Tokens
+from runtime import seed_of
 from studies import read_row
 
 
 def test_a_block_that_ends_well_replaces_the_file(tmp_path):
     path = tmp_path / "deep" / "file"
     for content in ("old\n\x85\u96fb", "new"):
-        with written_whole(str(path)) as file:
+        with open_atomically(str(path)) as file:
             file.write(content)
         assert path.read_bytes() == content.encode()
     assert os.listdir(str(path.parent)) == ["file"]
@@ -43,7 +43,7 @@ def test_an_exception_inside_leaves_the_old(tmp_path, error):
         if old:
             path.write_bytes(old)
         with pytest.raises(error):
-            with written_whole(str(path), "wb") as file:
+            with open_atomically(str(path), "wb") as file:
                 file.write(b"half")
                 raise error()
         assert (path.read_bytes() if path.exists() else None) == old
@@ -54,7 +54,7 @@ def test_whoever_reads_the_old_reads_on(tmp_path):
     path = tmp_path / "file"
     path.write_text("old")
     with open(str(path)) as reader:
-        with written_whole(str(path)) as file:
+        with open_atomically(str(path)) as file:
             file.write("new")
         assert reader.read() == "old" and path.read_text() == "new"  # another file, not another text
 
@@ -121,11 +121,11 @@ def test_any_trial_comes_back_as_it_was(tmp_path_factory, row):
 @given(st.lists(st.lists(st.integers(0, 2 ** 31 - 1), max_size=9), max_size=9))
 def test_any_table_of_pieces_comes_back_as_it_was(tmp_path_factory, rows):
     path = str(tmp_path_factory.getbasetemp() / "any table.npy")
-    with written_whole(path, "wb") as file:
+    with open_atomically(path, "wb") as file:
         np.save(file, sealed_table([np.array(row, dtype=np.int32) for row in rows]))
-    pieces = Pieces(load_table(path))
-    assert [pieces[i] for i in range(len(pieces))] == rows
-    assert pieces.lengths == [len(row) for row in rows]
+    tokens = Tokens(load_table(path))
+    assert [tokens[i] for i in range(len(tokens))] == rows
+    assert tokens.lengths == [len(row) for row in rows]
 
 
 def damages(path):
@@ -172,7 +172,7 @@ def test_parts_do_not_run_together():
 
 
 def test_generators_do_not_share_a_stream():
-    draws = [torch.rand(3, generator=helpers.generator(*parts)).tolist()
+    draws = [torch.rand(3, generator=runtime.generator(*parts)).tolist()
              for parts in (("a",), ("a",), ("b",))]
     assert draws[0] == draws[1] != draws[2]
 
@@ -185,13 +185,13 @@ def test_the_environment_says_where_the_cache_is(tmp_path, monkeypatch):
 
 def test_the_cache_is_beside_the_module_else_temporary(tmp_path, monkeypatch):
     monkeypatch.delenv("FILIMDB_CACHE")
-    monkeypatch.setattr(helpers.tempfile, "tempdir", str(tmp_path / "tmp"))
-    monkeypatch.setattr(helpers, "HERE", str(tmp_path / "code"))
+    monkeypatch.setattr(files.tempfile, "tempdir", str(tmp_path / "tmp"))
+    monkeypatch.setattr(files, "HERE", str(tmp_path / "code"))
     assert cache_dir("a") == str(tmp_path / "code" / ".cache" / "a")
     (tmp_path / "file").write_text("")
-    monkeypatch.setattr(helpers, "HERE", str(tmp_path / "file"))  # nothing can be made below it
+    monkeypatch.setattr(files, "HERE", str(tmp_path / "file"))  # nothing can be made below it
     assert cache_dir("a") == str(tmp_path / "tmp" / "filimdb-cache" / "a")
-    monkeypatch.setattr(helpers.tempfile, "tempdir", str(tmp_path / "file"))
+    monkeypatch.setattr(files.tempfile, "tempdir", str(tmp_path / "file"))
     with pytest.raises(InputError, match="FILIMDB_CACHE"):
         cache_dir("a")
 
@@ -207,7 +207,7 @@ def test_a_path_is_tried_from_the_working_folder_first(tmp_path, monkeypatch):
     for place in ("here", "code"):
         (tmp_path / place).mkdir()
     monkeypatch.chdir(tmp_path / "here")
-    monkeypatch.setattr(helpers, "HERE", str(tmp_path / "code"))
+    monkeypatch.setattr(files, "HERE", str(tmp_path / "code"))
     assert find_path("x") == "x"
     (tmp_path / "code" / "x").mkdir()
     assert find_path("x") == str(tmp_path / "code" / "x")

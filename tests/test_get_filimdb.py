@@ -4,7 +4,6 @@
 """
 import gzip
 import hashlib
-import importlib.util
 import io
 import os
 import shutil
@@ -13,12 +12,10 @@ import tarfile
 import zipfile
 
 import pytest
+from tools import load_module, make_aclimdb, write_folder
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-SPEC = importlib.util.spec_from_file_location(
-    "get_filimdb", os.path.join(ROOT, "data", "get_filimdb.py"))
-get_filimdb = importlib.util.module_from_spec(SPEC)
-SPEC.loader.exec_module(get_filimdb)
+get_filimdb = load_module("data/get_filimdb.py")
 
 # \x85 and \r end lines elsewhere, but not for the harness
 FILIMDB = {
@@ -35,14 +32,6 @@ def out(tmp_path):
     """An older data/FILIMDB, to be replaced whole or left alone."""
     folder = tmp_path / "data" / "FILIMDB"
     write_folder(folder, {"train.texts": "old\n", "train.labels": "neg\n"})
-    return folder
-
-
-def write_folder(folder, files):
-    for name, text in files.items():
-        path = folder / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(text.encode("utf-8"))
     return folder
 
 
@@ -137,20 +126,6 @@ def test_source_is_target(tmp_path):
 
 
 # ---- aclImdb ------------------------------------------------------------------------------------
-
-def make_aclimdb(n=120, n_films=97):
-    """Made-up aclImdb files; every text is unique, a film has reviews of both kinds."""
-    files = {"README": "made up", "imdb.vocab": "the"}
-    for kind, rating in (("neg", 2), ("pos", 9)):
-        films = [i * i % n_films for i in range(n)]
-        urls = [f"http://www.imdb.com/title/tt{film:07d}/usercomments" for film in films]
-        files[f"train/urls_{kind}.txt"] = "\n".join(urls) + "\n"
-        for i, film in enumerate(films):
-            files[f"train/{kind}/{i}_{rating}.txt"] = f"{kind} train {i} film {film}\x85 é"
-            files[f"test/{kind}/{i}_{rating}.txt"] = f"{kind} test {i}"
-    for i in range(30):
-        files[f"train/unsup/{i}_0.txt"] = f"unsup\r\nin two\n\nlines {i}\n"
-    return files
 
 
 @pytest.fixture(scope="module")

@@ -16,9 +16,12 @@ import urllib.request
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, TODAY, made_up_reviews
+from tools import ROOT, TODAY, made_up_reviews
 
+import checkpoints
+import files
 import helpers
+import runtime
 import studies
 
 today = pytest.mark.skipif(not TODAY, reason="PyTorch 1.3 reads weights by unpickling alone")
@@ -54,7 +57,7 @@ def sealed(payload):
 
 def test_the_trap_works(tmp_path):
     options = {"weights_only": False} if TODAY else {}
-    torch.load(io.BytesIO(evil_state(tmp_path / "one", **helpers.LEGACY_FORMAT)), **options)
+    torch.load(io.BytesIO(evil_state(tmp_path / "one", **runtime.LEGACY_FORMAT)), **options)
     pickle.loads(pickle.dumps(Evil(tmp_path / "two")))
     assert (tmp_path / "one").is_dir() and (tmp_path / "two").is_dir()
 
@@ -62,11 +65,11 @@ def test_the_trap_works(tmp_path):
 @pytest.mark.parametrize("checksum", ["none", "wrong", pytest.param("right", marks=today)])
 def test_a_checkpoint_runs_no_code(checksum, sign, tmp_path, capsys):
     """The pinned stack can be deceived by whoever writes the checksum too: into its own cache."""
-    payload = evil_state(sign, **helpers.LEGACY_FORMAT)
+    payload = evil_state(sign, **runtime.LEGACY_FORMAT)
     path = tmp_path / "run.checkpoint"
     path.write_bytes({"none": payload, "wrong": b"\0" * 32 + payload,
                       "right": sealed(payload)}[checksum])
-    assert helpers.load_state(str(path)) is None
+    assert checkpoints.load_state(str(path)) is None
     assert not path.exists() and (tmp_path / "run.checkpoint.damaged").exists()
     assert capsys.readouterr().out.startswith("Warning: ")
 
@@ -75,11 +78,11 @@ def test_a_checkpoint_runs_no_code(checksum, sign, tmp_path, capsys):
 @today
 def test_a_named_model_runs_no_code(kind, sign, tiny_bert, tmp_path):
     folder = shutil.copytree(tiny_bert, str(tmp_path / "bert"))
-    options = helpers.LEGACY_FORMAT if kind == "legacy" else {}
+    options = runtime.LEGACY_FORMAT if kind == "legacy" else {}
     with open(os.path.join(folder, "pytorch_model.bin"), "wb") as file:
         file.write(evil_state(sign, **options))
     for head in "classifier", "mlm":
-        with pytest.raises(helpers.InputError, match="weights could not be loaded"):
+        with pytest.raises(files.InputError, match="weights could not be loaded"):
             helpers.load_bert(folder, head)
 
 
@@ -91,14 +94,14 @@ def test_a_pretrained_folder_runs_no_code(sealing, sign, tiny_bert, tmp_path, mo
     params = helpers.pretrain(texts, **small)
     weights = os.path.join(params["path"], "pytorch_model.bin")
     with open(weights, "wb") as file:
-        file.write(evil_state(sign, **helpers.LEGACY_FORMAT))
+        file.write(evil_state(sign, **runtime.LEGACY_FORMAT))
     if sealing == "all":
         path = os.path.join(params["path"], "note.json")
         with open(path, encoding="utf-8") as file:
-            note = dict(json.load(file), sha256=helpers.file_digest(weights))
+            note = dict(json.load(file), sha256=files.file_digest(weights))
         note.pop("checksum")
-        helpers.save_json(path, dict(note, checksum=helpers.seal(params["path"], note)))
-    with pytest.raises(helpers.InputError, match="call pretrain again|could not be loaded"):
+        files.save_json(path, dict(note, checksum=checkpoints.seal(params["path"], note)))
+    with pytest.raises(files.InputError, match="call pretrain again|could not be loaded"):
         helpers.train(texts, labels, params, **small)
 
 
@@ -111,11 +114,11 @@ def test_a_trial_runs_no_code(sign, tmp_path, capsys):
 
 
 def test_a_table_of_pieces_runs_no_code(sign, tmp_path, capsys):
-    path = str(tmp_path / "pieces.npy")
+    path = str(tmp_path / "tokens.npy")
     for payload in [np.array([Evil(sign)], dtype=object), pickle.dumps(Evil(sign))]:
         with open(path, "wb") as file:
             np.save(file, payload) if isinstance(payload, np.ndarray) else file.write(payload)
-        assert helpers.load_table(path) is None and "Warning" in capsys.readouterr().out
+        assert files.load_table(path) is None and "Warning" in capsys.readouterr().out
 
 
 # ---- JupyterLab --------------------------------------------------------------------------------
@@ -144,6 +147,7 @@ def answer(url):
         return 0
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not TODAY, reason="JupyterLab belongs to today's stack")
 def test_a_lab_refuses_whoever_lacks_the_token(tmp_path):
     pytest.importorskip("jupyterlab")

@@ -15,13 +15,15 @@ import types
 
 import pytest
 import torch
-from conftest import TODAY, fill, made_up_reviews
-from test_model import rewrite, weights_of
-from test_studies import make_part
+from tools import TODAY, fill, made_up_reviews, make_part, rewrite, weights_of
 
+import checkpoints
+import files
 import helpers
 import studies
-from helpers import BERT_SETTINGS, InputError, load_bert, make_config, named_settings, settings
+from checkpoints import BERT_SETTINGS
+from files import InputError
+from helpers import load_bert, make_config, named_settings, settings
 
 TRAIN, DEV = make_part(16), make_part(10, 3)
 SMALL = dict(seq_len=16, epochs=1, batch_size=8, accumulation=1, keep="head", device="cpu")
@@ -40,11 +42,11 @@ def cache(tmp_path, monkeypatch):
 
 
 def write(name, entries):
-    return lambda folder: helpers.save_json(os.path.join(folder, name), entries)
+    return lambda folder: files.save_json(os.path.join(folder, name), entries)
 
 
 def shift_vocabulary(folder):
-    """Move every piece after the special ones by a line; the last becomes the first."""
+    """Move every token after the special ones by a line; the last becomes the first."""
     path = os.path.join(folder, "vocab.txt")
     with open(path, encoding="utf-8") as file:
         words = file.read().split("\n")[:-1]
@@ -81,7 +83,7 @@ def names(folder):
     config = make_config(model=folder, **SMALL)
     return [studies.trial_key(config, TRAIN, DEV),
             *(helpers.start(config, head, [b"x"])[2] for head in ("classifier", "mlm")),
-            helpers.tokenizer_digest(load_bert(folder)[1])]
+            checkpoints.tokenizer_digest(load_bert(folder)[1])]
 
 
 def test_whatever_load_bert_reads_is_in_every_name(folder, tmp_path):
@@ -111,11 +113,11 @@ def test_what_changes_nothing_is_in_no_name(folder):
 
 def test_a_call_leaves_no_trace_in_a_tokenizers_digest(folder):
     tokenizer = load_bert(folder)[1]
-    before = helpers.tokenizer_digest(tokenizer)
+    before = checkpoints.tokenizer_digest(tokenizer)
     tokenizer.max_len = 16
     if TODAY:
         tokenizer("great film", truncation=True, max_length=4, padding="max_length")
-    assert helpers.tokenizer_digest(tokenizer) == before
+    assert checkpoints.tokenizer_digest(tokenizer) == before
 
 
 @pytest.mark.parametrize("name", ["heads", "vocabulary", "chinese"])
@@ -168,9 +170,9 @@ def test_a_model_that_is_replaced_during_a_trial_leaves_no_row(folder, tmp_path,
 
 def test_a_model_of_the_hub_is_known_by_its_revision(folder, tmp_path, monkeypatch):
     """Two revisions of a name in the cache; which of them counts is refs/main's to say."""
-    hub = types.ModuleType("huggingface_hub")
+    hub = types.ModuleType("hub")
     hub.try_to_load_from_cache = lambda name, file: os.path.join(str(tmp_path / main[-1]), file)
-    monkeypatch.setitem(sys.modules, "huggingface_hub", hub)
+    monkeypatch.setitem(sys.modules, "transformers.utils.hub", hub)
     load, loaded, origins, main = helpers.load_bert, [], [], []
     for revision in "one", "two":
         shutil.copytree(folder, str(tmp_path / revision))
@@ -194,9 +196,9 @@ def test_tokenizers_that_split_otherwise_share_no_table(folder, cache, reviews):
         tokens = helpers.tokenize_all(texts, tokenizer)
         for i, text in enumerate(texts):
             ids, _, mask, _ = helpers.vectorize_ex(text, None, 512, tokenizer)
-            assert helpers.framed(tokens[i], 512, "head", tokenizer) == ids[:sum(mask)], text
+            assert helpers.add_special_tokens(tokens[i], 512, "head", tokenizer) == ids[:sum(mask)], text
         tables.add(json.dumps([tokens[i] for i in range(len(texts))]))
-    assert len(tables) == len(list((cache / "pieces").iterdir())) == 3
+    assert len(tables) == len(list((cache / "tokens").iterdir())) == 3
 
 
 @pytest.mark.parametrize("name", ["chinese", "special token", "unknown", *["accents"] * TODAY])
@@ -204,13 +206,13 @@ def test_pretraining_keeps_the_tokenizer(name, folder, cache, reviews):
     CHANGES[name](folder)
     note = helpers.pretrain(made_up_reviews(20)[0], model=folder, **SMALL)
     one, two = (load_bert(path)[1] for path in (folder, note["path"]))
-    assert helpers.tokenizer_digest(one) == helpers.tokenizer_digest(two)
+    assert checkpoints.tokenizer_digest(one) == checkpoints.tokenizer_digest(two)
     for text in reviews[0]:
         assert helpers.vectorize_ex(text, None, 64, one) == helpers.vectorize_ex(
             text, None, 64, two), text
-    assert helpers.read_note(note["path"])
+    assert checkpoints.read_note(note["path"])
     os.remove(os.path.join(note["path"], "tokenizer_config.json"))
-    assert helpers.read_note(note["path"]) is None, "half a model"
+    assert checkpoints.read_note(note["path"]) is None, "half a model"
 
 
 # ---- settings ----------------------------------------------------------------------------------
@@ -245,7 +247,8 @@ def test_a_hyperparameter_that_comes_later_renames_nothing(tiny_bert, monkeypatc
     def key(**overrides):
         return studies.trial_key(make_config(model=tiny_bert, **SMALL, **overrides), TRAIN, DEV)
 
-    assert set(settings(make_config())) <= set(helpers.NAMED), "a newer one belongs not in NAMED"
+    assert set(settings(make_config())) - set(helpers.NAMED) == {"freeze"}, "newer than the names"
+    assert "freeze" not in named_settings(make_config())
     before = key()
     monkeypatch.setattr(helpers, "Config", Later)
     assert make_config().newer == 0.5 and key() == before
@@ -263,7 +266,7 @@ def test_a_trial_from_a_pretraining_is_named_by_the_pretrainings_key(tiny_bert, 
     assert note["key"] == os.path.basename(note["path"])
     model, tokenizer = load_bert(note["path"], "mlm")
     again = str(tmp_path / "again")  # as another machine makes it: other last digits
-    helpers.save_bert(again, fill(model, 3), tokenizer, {"key": note["key"]})
+    checkpoints.save_bert(again, fill(model, 3), tokenizer, {"key": note["key"]})
     assert key(again) == key(note["path"]) != key(tiny_bert)
     other = helpers.pretrain(texts, model=tiny_bert, **dict(SMALL, seed=1))
     assert key(other["path"]) != key(note["path"])
@@ -330,7 +333,7 @@ def test_what_is_left_out_changes_nothing(key, folder, tiny_bert):
             assert torch.equal(one(ids)[0], two(ids)[0]) and len(one(ids)) == len(two(ids))
             assert [m.p for m in one.modules() if isinstance(m, torch.nn.Dropout)] == [
                 m.p for m in two.modules() if isinstance(m, torch.nn.Dropout)]
-            assert helpers.model_digest(*load_bert(folder)) == helpers.model_digest(
+            assert checkpoints.model_digest(*load_bert(folder)) == checkpoints.model_digest(
                 *load_bert(tiny_bert))
 
 
@@ -354,14 +357,14 @@ def test_weights_without_prefix_get_the_same_new_head_every_time(folder):
     digests = []
     for seed in (3, 4):
         torch.manual_seed(seed)
-        digests.append(helpers.model_digest(*load_bert(folder, "mlm")))
+        digests.append(checkpoints.model_digest(*load_bert(folder, "mlm")))
     assert digests[0] == digests[1]
 
 
 # ---- embeddings with spare rows ----------------------------------------------------------------
 
 def pad_embeddings(folder, rows):
-    """Give a model more embeddings than pieces, as is done for the speed of tensor cores."""
+    """Give a model more embeddings than tokens, as is done for the speed of tensor cores."""
     state = weights_of(folder)
     for key, value in state.items():
         if value.dim() and len(value) == 214:
@@ -382,7 +385,7 @@ def test_padded_embeddings_are_accepted_and_the_spare_rows_left_out(rows, folder
         assert f"Warning: model {folder!r}: its embeddings have {rows} rows for 214" in \
             capsys.readouterr().out
     assert two.cls.predictions.decoder.weight is two.bert.embeddings.word_embeddings.weight
-    assert helpers.model_digest(*load_bert(folder)) == helpers.model_digest(*load_bert(tiny_bert))
+    assert checkpoints.model_digest(*load_bert(folder)) == checkpoints.model_digest(*load_bert(tiny_bert))
     texts = made_up_reviews(20)[0]
     note = helpers.pretrain(texts, model=folder, **SMALL)
     assert note["loss_before"] == helpers.pretrain(texts, model=tiny_bert, **SMALL)["loss_before"]

@@ -11,15 +11,18 @@ import sys
 import time
 
 import pytest
-from conftest import ROOT, SOAK
+from tools import ROOT, SOAK
 
 import helpers
+import runtime
+
+pytestmark = pytest.mark.slow
 
 SAMPLE, TINY = str(ROOT / "data" / "sample"), str(ROOT / "data" / "sample" / "bert")
 LOADS = {"classify": (10000, 100000), "pretrain": (7500, 75000)} if SOAK else {
     "classify": (600,), "pretrain": (200,)}
 BAR = r"%s: +\d+%%\|[#\d ]+\| [\d.]+[kM]?/[\d.]+[kM]? \[[\d:]+<[\d:?]+, +[\d.?]+[kM]?(%s/s|s/%s)\]"
-UNITS = {"tokenizing": "review", "classifying": "piece", "pretraining": "step"}
+UNITS = {"tokenizing": "review", "classifying": "token", "pretraining": "step"}
 NAMES = {"classify": "classifying", "pretrain": "pretraining"}
 
 
@@ -38,9 +41,9 @@ def peak():
 def work(kind, n):
     """Do it; print as JSON: seconds, of the CPU, tokens, bytes over those with the model loaded."""
     if not SOAK:  # a line for each update, not every 10 seconds
-        real, helpers.tqdm = helpers.tqdm, lambda **options: real(**dict(options, mininterval=0))
+        real, runtime.tqdm = runtime.tqdm, lambda **options: real(**dict(options, mininterval=0))
     model, tokenizer = helpers.load_bert(TINY, "mlm" if kind == "pretrain" else "classifier")
-    model(helpers.padded([[1, 2, 3]], 0)["input_ids"])
+    model(helpers.pad([[1, 2, 3]], 0)["input_ids"])
     before, texts, began = peak(), many_reviews(n), (time.time(), time.process_time())
     if kind == "classify":
         config = helpers.make_config(model=TINY, seq_len=64, device="cpu")

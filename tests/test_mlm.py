@@ -8,25 +8,26 @@ import types
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import fill, made_up_reviews
 from hypothesis import given
 from hypothesis import strategies as st
+from tools import fill, made_up_reviews
 
 import helpers
+import runtime
+from checkpoints import weights_digest
+from files import InputError
 from helpers import (
     IGNORE,
-    InputError,
-    flat_texts,
+    distinct_texts,
     load_bert,
     make_config,
-    mask_pieces,
-    mlm_batches,
+    mask_tokens,
+    masked_batches,
     mlm_loss,
     pretrain,
-    spans,
     tokenize_all,
     train,
-    weights_digest,
+    windows_of,
 )
 
 CPU = torch.device("cpu")
@@ -55,9 +56,9 @@ def near(count, n, share):
 
 def test_masking_statistics():
     n, vocabulary = 10 ** 6, 1000
-    ids = torch.randint(5, vocabulary, (1000, 1000), generator=helpers.generator(1))
-    maskable = torch.rand(ids.shape, generator=helpers.generator(2)) < 0.9
-    corrupted, labels = mask_pieces(ids, maskable, 4, vocabulary, helpers.generator(3))
+    ids = torch.randint(5, vocabulary, (1000, 1000), generator=runtime.generator(1))
+    maskable = torch.rand(ids.shape, generator=runtime.generator(2)) < 0.9
+    corrupted, labels = mask_tokens(ids, maskable, 4, vocabulary, runtime.generator(3))
     chosen = labels != IGNORE
     assert not bool((chosen & ~maskable).any())
     assert torch.equal(labels[chosen], ids[chosen])
@@ -72,16 +73,16 @@ def test_masking_statistics():
     assert near(int(same.sum()), of_them, 0.1 + 0.1 / vocabulary)
     assert near(len(other), of_them, 0.1 * (1 - 2 / vocabulary))
     assert abs(float(other.float().mean()) - vocabulary / 2) < 4 * vocabulary / math.sqrt(
-        12 * len(other))  # any piece of the vocabulary
+        12 * len(other))  # any token of the vocabulary
     by_column = chosen.float().sum(0) / maskable.float().sum(0)
     assert 0.1 < float(by_column.min()) and float(by_column.max()) < 0.2  # anywhere in a text
 
 
 def test_whole_words_are_masked_whole():
-    ids = torch.randint(5, 1000, (500, 400), generator=helpers.generator(1))
-    continues = torch.rand(ids.shape, generator=helpers.generator(2)) < 0.4
+    ids = torch.randint(5, 1000, (500, 400), generator=runtime.generator(1))
+    continues = torch.rand(ids.shape, generator=runtime.generator(2)) < 0.4
     continues[:, 0] = False
-    corrupted, labels = mask_pieces(ids, torch.ones_like(continues), 4, 1000, helpers.generator(3),
+    corrupted, labels = mask_tokens(ids, torch.ones_like(continues), 4, 1000, runtime.generator(3),
                                     continues)
     chosen = labels != IGNORE
     assert torch.equal(chosen[:, 1:][continues[:, 1:]], chosen[:, :-1][continues[:, 1:]])
@@ -93,7 +94,7 @@ def test_whole_words_are_masked_whole():
 
 def test_without_whole_word_neighbours_are_independent():
     ids = torch.full((500, 400), 7, dtype=torch.int64)
-    chosen = mask_pieces(ids, torch.ones(500, 400).bool(), 4, 1000, helpers.generator(3))[1] == 7
+    chosen = mask_tokens(ids, torch.ones(500, 400).bool(), 4, 1000, runtime.generator(3))[1] == 7
     both = int((chosen[:, 1:] & chosen[:, :-1]).sum())
     assert near(both, 500 * 399, 0.15 ** 2)
 
@@ -103,9 +104,9 @@ def batches_of(tokenizer):
     """Return a function that gives the micro-batches of some texts."""
     def made(texts, seed=0, **overrides):
         config = make_config(**dict(QUICK, **overrides))
-        pieces = tokenize_all(texts, tokenizer)
-        windows = spans(pieces.lengths, config.seq_len - 2)
-        return mlm_batches(pieces, tokenizer, config, CPU)(windows, helpers.generator(seed))
+        tokens = tokenize_all(texts, tokenizer)
+        windows = windows_of(tokens.lengths, config.seq_len - 2)
+        return masked_batches(tokens, tokenizer, config, CPU)(windows, runtime.generator(seed))
     return made
 
 
@@ -123,20 +124,20 @@ def test_special_pieces_are_never_masked(tokenizer, batches_of, whole_word):
 
 
 def test_whole_words_by_the_vocabulary(tokenizer, batches_of):
-    pieces = tokenizer.convert_ids_to_tokens(list(range(len(tokenizer))))
+    tokens = tokenizer.convert_ids_to_tokens(list(range(len(tokenizer))))
     seen = 0
     for batch in batches_of(["unlovelyness greatestness xyzzy"] * 200, whole_word=True):
         for ids, labels in zip(batch["input_ids"].tolist(), batch["labels"].tolist()):
             for j in range(2, len(ids)):
-                piece = pieces[labels[j] if labels[j] != IGNORE else ids[j]]
-                if piece.startswith("##") and labels[j] != IGNORE:
+                token = tokens[labels[j] if labels[j] != IGNORE else ids[j]]
+                if token.startswith("##") and labels[j] != IGNORE:
                     assert labels[j - 1] != IGNORE
                     seen += 1
     assert seen > 100
 
 
 def test_masks_are_fresh_in_each_epoch(cache, tiny_bert, monkeypatch):
-    seen, seeds, real = {}, set(), helpers.mask_pieces
+    seen, seeds, real = {}, set(), helpers.mask_tokens
 
     def spy(input_ids, *args):
         seeds.add(args[3].initial_seed())
@@ -145,7 +146,7 @@ def test_masks_are_fresh_in_each_epoch(cache, tiny_bert, monkeypatch):
             seen.setdefault(tuple(i for i in row if i), []).append(tuple(chosen[:10]))
         return corrupted, labels
 
-    monkeypatch.setattr(helpers, "mask_pieces", spy)
+    monkeypatch.setattr(helpers, "mask_tokens", spy)
     note = pretrain(TEXTS, model=tiny_bert, **dict(QUICK, epochs=3))
     assert len(seeds) == 1 + 3 * math.ceil(note["n_windows"] / 16)  # held-out texts and each step
     several = [masks for masks in seen.values() if len(masks) == 3]
@@ -157,7 +158,7 @@ def test_masks_are_fresh_in_each_epoch(cache, tiny_bert, monkeypatch):
 
 @given(st.lists(st.integers(0, 700), max_size=20), st.integers(1, 130))
 def test_windows_cover_everything(lengths, size):
-    windows = spans(lengths, size)
+    windows = windows_of(lengths, size)
     covered = [[] for _ in lengths]
     for i, start, end in windows:
         assert 0 < end - start <= size
@@ -170,8 +171,8 @@ def test_windows_cover_everything(lengths, size):
 
 
 def test_windows_reach_the_batches_whole(tokenizer, batches_of):
-    pieces = tokenize_all(TEXTS, tokenizer)
-    expected = sorted(i for n in range(len(TEXTS)) for i in pieces[n])
+    tokens = tokenize_all(TEXTS, tokenizer)
+    expected = sorted(i for n in range(len(TEXTS)) for i in tokens[n])
     found = []
     for batch in batches_of(TEXTS):
         original = torch.where(batch["labels"] != IGNORE, batch["labels"], batch["input_ids"])
@@ -185,7 +186,7 @@ def test_texts_of_any_shape():
     for texts in (flat, tuple(flat), iter(flat), [["one"], ["two", "three"]], (t for t in [flat]),
                   [("one", "two"), iter(["three"])], ["one", ["two"], "three"],
                   ["one", "", " \t\n", "two", "one", "three", "two"], [[], flat, flat]):
-        assert flat_texts(texts) == flat
+        assert distinct_texts(texts) == flat
 
 
 @pytest.mark.parametrize("texts", [[], ["one"], [[], ["one", "one"]], ["", " "], ["one", "\n"]])
@@ -194,8 +195,8 @@ def test_too_few_texts(cache, texts):
         pretrain(texts, model="/no/such/model")
 
 
-def test_texts_that_hold_no_pieces(cache, tiny_bert):
-    with pytest.raises(InputError, match="no pieces"):
+def test_texts_that_hold_no_tokens(cache, tiny_bert):
+    with pytest.raises(InputError, match="no tokens"):
         pretrain(["\u200b", "\u200b\u200b"], model=tiny_bert, **QUICK)
 
 
@@ -245,7 +246,7 @@ def test_uneven_masks_accumulate_as_one_big_batch(tiny_bert, batches_of):
 
 
 def test_short_texts_in_small_micro_batches(cache, tiny_bert):
-    """Most of these have no masked piece at all."""
+    """Most of these have no masked token at all."""
     texts = [f"good {word}" for text in TEXTS for word in text.split()]
     note = pretrain(texts, model=tiny_bert, **dict(QUICK, accumulation=16))
     assert note["n_texts"] == len(set(texts)) and math.isfinite(note["loss_after"])
@@ -253,7 +254,7 @@ def test_short_texts_in_small_micro_batches(cache, tiny_bert):
 
 @pytest.mark.parametrize("texts", [["good", "bad", "film", "plot", "story"], ["a film", "a plot"]])
 def test_a_loss_of_no_masked_piece_is_not_measured(cache, tiny_bert, texts, monkeypatch):
-    """Five words, a held-out text of one: no piece of it is masked, which is not a loss of 0."""
+    """Five words, a held-out text of one: no token of it is masked, which is not a loss of 0."""
     one_by_one, logged = dict(QUICK, batch_size=1, accumulation=1), []
     writer = types.SimpleNamespace(add_scalar=lambda key, value, step: logged.append(float(value)),
                                    close=lambda: None)
@@ -261,7 +262,7 @@ def test_a_loss_of_no_masked_piece_is_not_measured(cache, tiny_bert, texts, monk
     note = pretrain(texts, model=tiny_bert, **one_by_one)
     assert logged and note["loss_before"] is None and note["loss_after"] is None
     line = helpers.describe(note)
-    assert "held-out loss not measured: no piece of the held-out texts is masked" in line
+    assert "held-out loss not measured: no token of the held-out texts is masked" in line
     assert "perplexity" not in line and "0.000" not in line and "\n" not in line
     assert all(row["held_out_loss"] is None for row in note["curve"])
     with open(os.path.join(note["path"], "history.json")) as file:
@@ -323,9 +324,9 @@ def test_held_out_texts_are_not_trained_on(cache, tiny_bert, monkeypatch):
     monkeypatch.setattr(helpers, "fit", spy)
     note = pretrain(TEXTS, model=tiny_bert, **QUICK)
     tokenizer = load_bert(tiny_bert)[1]
-    pieces = tokenize_all(TEXTS, tokenizer)
-    windows = [(i, tuple(helpers.framed(pieces[i][start:end], 32, "head", tokenizer)))
-               for i, start, end in spans(pieces.lengths, 30)]
+    tokens = tokenize_all(TEXTS, tokenizer)
+    windows = [(i, tuple(helpers.add_special_tokens(tokens[i][start:end], 32, "head", tokenizer)))
+               for i, start, end in windows_of(tokens.lengths, 30)]
     left_out = {i for i, window in windows if window not in trained}
     assert len(left_out) == note["n_held_out"]
     assert trained == {window for i, window in windows if i not in left_out}
@@ -414,8 +415,75 @@ def test_a_damaged_folder_is_set_aside_and_done_again(cache, tiny_bert, capsys, 
     assert all(torch.equal(value, sound[key]) for key, value in state_of(again["path"]).items())
 
 
-def test_interrupted_pretraining_goes_on_bit_for_bit(cache, tiny_bert, monkeypatch, capsys):
-    undisturbed = pretrain(TEXTS, model=tiny_bert, **QUICK)
+# ---- the head alone ----------------------------------------------------------------------------
+
+def test_with_a_frozen_encoder_the_head_alone_learns(cache, tiny_bert, monkeypatch):
+    trained, real = [], helpers.make_optimizer
+
+    def spy(model, config):
+        optimizer = real(model, config)
+        names = {id(parameter): name for name, parameter in model.named_parameters()}
+        trained.extend(names[id(parameter)] for group in optimizer.param_groups
+                       for parameter in group["params"])
+        return optimizer
+
+    monkeypatch.setattr(helpers, "make_optimizer", spy)
+    before = {key: value.clone() for key, value in load_bert(tiny_bert, "mlm")[0].state_dict().items()}
+    note = pretrain(TEXTS, model=tiny_bert, freeze=True, **QUICK)
+    after = state_of(note["path"])
+    assert set(after) == set(before)
+    changed = {key for key in after if not torch.equal(after[key], before[key])}
+    head = ["bias", "transform.dense.weight", "transform.dense.bias", "transform.LayerNorm.weight",
+            "transform.LayerNorm.bias"]
+    assert sorted(trained) == sorted("cls.predictions." + name for name in head)
+    # today's stack stores the head's bias a second time, as the output layer's
+    assert changed - {"cls.predictions.decoder.bias"} == set(trained)
+    assert note["loss_after"] < note["loss_before"] - 0.01 and note["config"]["freeze"] is True
+    model = load_bert(note["path"], "mlm")[0]
+    assert all(parameter.requires_grad for parameter in model.parameters())
+
+
+def test_a_pretraining_of_all_goes_on_from_the_frozen_one(cache, tiny_bert):
+    frozen = pretrain(TEXTS, model=tiny_bert, freeze=True, **QUICK)
+    whole = pretrain(TEXTS, model=frozen["path"], **QUICK)
+    assert whole["path"] != frozen["path"]
+    assert whole["loss_before"] == pytest.approx(frozen["loss_after"], abs=1e-5)
+    assert whole["loss_after"] < whole["loss_before"]
+    before, after = state_of(frozen["path"]), state_of(whole["path"])
+    name = "bert.encoder.layer.0.output.dense.weight"
+    assert not torch.equal(before[name], after[name])
+
+
+def test_freezing_is_part_of_the_name_where_it_is_used(cache, tiny_bert):
+    key = pretrain(TEXTS, model=tiny_bert, **QUICK)["key"]
+    assert pretrain(TEXTS, model=tiny_bert, freeze=False, **QUICK)["key"] == key
+    assert pretrain(TEXTS, model=tiny_bert, freeze=True, **QUICK)["key"] != key
+
+
+def test_a_step_of_a_frozen_encoder_may_have_no_target(cache, tiny_bert, monkeypatch):
+    real = helpers.mask_tokens
+
+    def rarely(*args):  # every other call masks nothing
+        corrupted, labels = real(*args)
+        rarely.calls += 1
+        return corrupted, labels if rarely.calls % 2 else torch.full_like(labels, IGNORE)
+
+    rarely.calls = 0
+    monkeypatch.setattr(helpers, "mask_tokens", rarely)
+    note = pretrain(TEXTS, model=tiny_bert, freeze=True, **QUICK)
+    with open(os.path.join(note["path"], "history.json")) as file:
+        assert [row["step"] for row in json.load(file) if row.get("loss", 0) is None]
+
+
+def test_a_classifier_cannot_freeze(cache, tiny_bert):
+    with pytest.raises(InputError, match="freeze=True: for pretrain only") as caught:
+        train(["good", "bad"], ["pos", "neg"], freeze=True, model=tiny_bert, **TUNING)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("freeze", [False, True])
+def test_interrupted_pretraining_goes_on_bit_for_bit(cache, tiny_bert, monkeypatch, capsys, freeze):
+    undisturbed = pretrain(TEXTS, model=tiny_bert, freeze=freeze, **QUICK)
     expected = state_of(undisturbed["path"])
     with open(os.path.join(undisturbed["path"], "history.json")) as file:
         history = json.load(file)
@@ -433,9 +501,9 @@ def test_interrupted_pretraining_goes_on_bit_for_bit(cache, tiny_bert, monkeypat
         with monkeypatch.context() as patch:
             patch.setattr(helpers, name, interrupted)
             with pytest.raises(KeyboardInterrupt):
-                pretrain(TEXTS, model=tiny_bert, **QUICK)
+                pretrain(TEXTS, model=tiny_bert, freeze=freeze, **QUICK)
     capsys.readouterr()
-    resumed = pretrain(TEXTS, model=tiny_bert, **QUICK)
+    resumed = pretrain(TEXTS, model=tiny_bert, freeze=freeze, **QUICK)
     assert "goes on from the checkpoint after step" in capsys.readouterr().out
     assert resumed["path"] != undisturbed["path"]
     for key, value in state_of(resumed["path"]).items():

@@ -9,33 +9,21 @@ import shutil
 import pytest
 import torch
 import transformers
-from conftest import fill, make_tiny_bert
+from tools import encoder_only, fill, make_tiny_bert, rewrite, weights_of
 from transformers import BertConfig, BertForPreTraining, BertForSequenceClassification
 
-import helpers
-from helpers import InputError, load_bert, padded, save_bert, weights_digest
+import checkpoints
+import files
+import runtime
+from checkpoints import save_bert, weights_digest
+from files import InputError
+from helpers import load_bert, pad
 
 
 @pytest.fixture
 def folder(tiny_bert, tmp_path):
     """A copy of the tiny BERT, to be spoilt."""
     return shutil.copytree(tiny_bert, str(tmp_path / "copy"))
-
-
-def weights_of(folder):
-    return torch.load(os.path.join(folder, "pytorch_model.bin"))
-
-
-def rewrite(folder, **change):
-    """Give the copy other weights, or other entries of config.json."""
-    state = change.pop("state", None)
-    if state is not None:
-        torch.save(state, os.path.join(folder, "pytorch_model.bin"), **helpers.LEGACY_FORMAT)
-    path = os.path.join(folder, "config.json")
-    with open(path) as file:
-        config = dict(json.load(file), **change)
-    helpers.save_json(path, config)
-    return folder
 
 
 # ---- what is loaded ----------------------------------------------------------------------------
@@ -101,8 +89,8 @@ def test_saving_and_loading_keeps_every_bit(tiny_bert, tmp_path):
     assert tokenizer.convert_ids_to_tokens(ids) == tokenizer_back.convert_ids_to_tokens(ids)
     with open(str(tmp_path / "saved" / "note.json")) as file:
         note = json.load(file)
-    sealed = {"n": 1, "sha256": helpers.file_digest(str(tmp_path / "saved" / "pytorch_model.bin"))}
-    assert note == dict(sealed, checksum=helpers.seal(str(tmp_path / "saved"), sealed))
+    sealed = {"n": 1, "sha256": files.file_digest(str(tmp_path / "saved" / "pytorch_model.bin"))}
+    assert note == dict(sealed, checksum=checkpoints.seal(str(tmp_path / "saved"), sealed))
     assert os.listdir(str(tmp_path)) == ["saved"]
 
 
@@ -113,7 +101,7 @@ def test_a_folder_is_saved_whole_or_not_at_all(tiny_bert, tmp_path, monkeypatch)
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(torch, "save", full)
-    with pytest.raises(helpers.InputError, match="saved: cannot be written .No space"):
+    with pytest.raises(files.InputError, match="saved: cannot be written .No space"):
         save_bert(str(tmp_path / "saved"), model, tokenizer, {})
     assert os.listdir(str(tmp_path)) == []
 
@@ -125,11 +113,6 @@ def test_the_mlm_decoder_is_tied(tiny_bert, folder):
         assert model.cls.predictions.decoder.weight.data_ptr() == embeddings.data_ptr()
         assert torch.equal(embeddings, weights_of(tiny_bert)[
             "bert.embeddings.word_embeddings.weight"])
-
-
-def encoder_only(folder, *lacking):
-    return rewrite(folder, state={key: value for key, value in weights_of(folder).items()
-                                  if key.startswith("bert.") and not key.startswith(lacking or "-")})
 
 
 def test_a_checkpoint_without_mlm_head_gets_a_fresh_one(folder):
@@ -208,7 +191,7 @@ def test_padding_changes_no_prediction_but_for_the_mask(tiny_bert):
     rows = [[2, *range(20, 20 + n), 3] for n in (0, 1, 5, 9)]
     alone = torch.cat([model(torch.tensor([row]))[0] for row in rows])
     for longest in (11, 40, 200, 512):
-        batch = padded([*rows, [2] * longest], tokenizer.pad_token_id)
+        batch = pad([*rows, [2] * longest], tokenizer.pad_token_id)
         together = model(**batch)[0][:-1]
         assert float((together - alone).abs().max()) < 1e-5
         unmasked = model(batch["input_ids"])[0][:-1]
@@ -225,7 +208,7 @@ def test_the_logits_are_the_librarys(tiny_bert):
     mlm, _ = load_bert(tiny_bert, "mlm")
     library = BertForPreTraining.from_pretrained(tiny_bert).eval()
     assert float((mlm(ids)[0] - library(ids)[0]).abs().max()) == 0
-    assert transformers.__version__ == helpers.VERSIONS["transformers"]
+    assert transformers.__version__ == runtime.VERSIONS["transformers"]
 
 
 def test_two_folders_of_a_seed_are_the_same(tiny_bert, tmp_path):

@@ -9,48 +9,31 @@ import sys
 import types
 from pathlib import Path
 
-import conftest
 import papermill
 import pytest
 import yaml
+from tools import (
+    PATH_LINES,
+    PATHS,
+    ROOT,
+    TINY,
+    parameter_lines,
+    parameters,
+    read_notebook,
+    sources,
+)
 
 import assignment
 import helpers
 
-ROOT = conftest.ROOT
-TINY = ROOT / "tests" / "tiny.yml"
-PATHS = {path.stem: path for path in sorted((ROOT / "notebooks").glob("*.ipynb"))}
 FIRST = {"profile": "sample", "data_dir": "data/sample", "model": "data/sample/bert",
          "out_dir": "build/sample"}
-PATH_LINES = """
-roots = [path for path in (Path.cwd(), *Path.cwd().parents) if (path / "helpers.py").exists()]
-assert roots, "started outside of the project: give papermill --cwd PROJECT/notebooks"
-sys.path.insert(0, str(roots[0]))
-"""
 each = pytest.mark.parametrize("name", sorted(PATHS))
 
 
-def read(name):
-    return json.loads(PATHS[name].read_text(encoding="utf-8"))
-
-
-def sources(name, kind):
-    """Return the sources of a notebook's cells of one kind."""
-    return ["".join(c["source"]) for c in read(name)["cells"] if c["cell_type"] == kind]
-
-
-def parameter_lines(name):
-    """Return the lines of the one cell tagged `parameters`."""
-    tagged = [c for c in read(name)["cells"] if "parameters" in c["metadata"].get("tags", [])]
-    assert len(tagged) == 1 and tagged[0]["cell_type"] == "code"
-    return "".join(tagged[0]["source"]).split("\n")
-
-
-def parameters(name):
-    """Return {name: default} of a notebook's parameters."""
-    body = ast.parse("\n".join(parameter_lines(name))).body
-    assert all(isinstance(node, ast.Assign) and len(node.targets) == 1 for node in body)
-    return {node.targets[0].id: ast.literal_eval(node.value) for node in body}
+def has_study(name):
+    """Tell whether a page works with studies.Study, in place of Answers and a banner."""
+    return "import studies" in sources(name, "code")[0].split("\n")
 
 
 def questions(name):
@@ -66,7 +49,7 @@ def test_there_are_notebooks_numbered_from_1():
 
 @each
 def test_stored_stripped_for_both_stacks(name):
-    nb = read(name)
+    nb = read_notebook(name)
     assert (nb["nbformat"], nb["nbformat_minor"]) == (4, 4)
     assert nb["metadata"]["kernelspec"] == {"name": "python3", "display_name": "Python 3",
                                             "language": "python"}
@@ -86,7 +69,7 @@ def test_stored_stripped_for_both_stacks(name):
 @each
 def test_parameters_are_a_few_commented_literals(name):
     lines, values = parameter_lines(name), parameters(name)
-    assert 4 <= len(values) <= 10, f"{len(values)} parameters"
+    assert 4 <= len(values) <= 12, f"{len(values)} parameters"
     assert len(lines) == len(values), "one line each"
     assert all(re.match(r"\w+ = \S.*  # \S", line) for line in lines), lines
     assert list(values.items())[:4] == list(FIRST.items())
@@ -95,7 +78,7 @@ def test_parameters_are_a_few_commented_literals(name):
 
 @each
 def test_the_first_cells(name):
-    nb = read(name)
+    nb = read_notebook(name)
     code = [c for c in nb["cells"] if c["cell_type"] == "code"]
     assert nb["cells"][0]["cell_type"] == "markdown"
     assert [c["metadata"].get("tags", []) for c in code[:3]] == [[], ["parameters"], []]
@@ -104,8 +87,13 @@ def test_the_first_cells(name):
     assert questions(name) == [str(i) for i in range(1, len(questions(name)) + 1)] != []
     imports = sources(name, "code")[0]
     assert PATH_LINES in imports
-    assert "banner(profile, model, data_dir)" in sources(name, "code")[2]
-    assert f'Answers("{name}", out_dir, profile)' in sources(name, "code")[2]
+    setup = sources(name, "code")[2]
+    if has_study(name):
+        assert f'study = studies.Study("{name}", profile, data_dir, model, out_dir' in setup
+        assert setup.rstrip().endswith("\nstudy") and code_lines(imports) <= 12
+        return
+    assert "banner(profile, model, data_dir)" in setup
+    assert f'Answers("{name}", out_dir, profile)' in setup
 
 
 def code_lines(cell):
@@ -126,8 +114,9 @@ def test_code_is_short_and_plain(name):
         assert not [node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)
                     and any(alias.name == "*" for alias in node.names)], "import *"
         assert not re.search(r"(?m)^[%!]\w", cell), "a magic"
-        sizes.append(code_lines(cell))
-    # 3 to 8 lines are the aim
+        defs_only = all(isinstance(node, (ast.FunctionDef, ast.ClassDef)) for node in tree.body)
+        sizes.append(code_lines(cell) - 3 * len(tree.body) if defs_only else code_lines(cell))
+    # 3 to 8 lines are the aim; a cell of functions alone may have 15 lines a function
     assert max(sizes) <= 12, [cell.split("\n")[0] for cell, n in zip(cells, sizes) if n > 12]
 
 
@@ -173,14 +162,17 @@ def test_text_has_no_local_links_and_images(name):
 @each
 def test_a_sentence_stands_before_each_figure_and_answer(name):
     code = "\n".join(sources(name, "code"))
-    assert code.count("answers.give(") >= len(questions(name))
-    assert code.rstrip().endswith("answers.table()") or "\nanswers.table()" in code
+    give, table = (("study.answer(", "study.summary()") if has_study(name)
+                   else ("answers.give(", "answers.table()"))
+    assert code.count(give) >= len(questions(name))
+    assert code.rstrip().endswith(table) or "\n" + table in code
     assert re.search(r"(?m)^\s*assert ", code), "at least one mechanism is asserted"
 
 
 def test_figures_have_names_of_their_own():
     names = [(figure, name) for name in PATHS for figure in re.findall(
-        r"save_figure\(\s*\w+,\s*f?\"(\w+)\"", "\n".join(sources(name, "code")))]
+        r"(?:save_figure\(\s*\w+|figures\.save\(figure, study),\s*f?\"(\w+)\"",
+        "\n".join(sources(name, "code")))]
     assert len(names) > len(PATHS) / 2
     figures = [figure for figure, _ in names]
     assert sorted(figures) == sorted(set(figures)), "all notebooks share one folder"
@@ -202,15 +194,16 @@ def option(call, name):
 def test_every_point_of_the_assignment_has_an_answer():
     answered = {}
     for name in PATHS:
-        points = [option(call, "point") for call in calls(name, "give")]
+        points = [option(call, "point") for call in calls(name, "give")] + [
+            ast.literal_eval(call.args[0]) for call in calls(name, "answer")]
         assert [point for point in points if point] == assignment.points_named(
             "\n".join(sources(name, "code"))) == assignment.points_named(PATHS[name].read_text("utf-8"))
         answered[name] = {point for point in points if point}
     assert set.union(*answered.values()) == set(assignment.POINTS)
 
 
-SHOWN = {"02": "vectorize_ex split_kept kept", "03": "fit accumulate lr_factor train classify",
-         "04": "kept_words", "05": "spans mask_pieces pretrain", "06": "make_optimizer", "07": "fit",
+SHOWN = {"02": "vectorize_ex truncate keep_head_and_tail", "03": "fit accumulate lr_factor train classify",
+         "04": "truncate_words", "05": "windows_of mask_tokens pretrain", "06": "make_optimizer", "07": "fit",
          "08": "load_bert"}
 
 
@@ -227,7 +220,7 @@ def test_the_code_that_was_asked_for_is_shown_and_has_what_it_is_shown_for():
 
 def test_a_sentence_stands_before_each_source():
     for name in PATHS:
-        cells = read(name)["cells"]
+        cells = read_notebook(name)["cells"]
         for before, cell in zip(cells, cells[1:]):
             if "show_source(" in "".join(cell["source"]) and cell["cell_type"] == "code":
                 assert before["cell_type"] == "markdown", name
@@ -290,6 +283,7 @@ def tiny_report(tmp_path_factory, environment):
     return types.SimpleNamespace(out=out, code=done.returncode, said=done.stdout)
 
 
+@pytest.mark.slow
 def test_every_notebook_runs(tiny_report):
     status = json.loads((tiny_report.out / "status.json").read_text(encoding="utf-8"))
     failed = {name: row["reason"] for name, row in status.items() if row["status"] != "ok"}
@@ -297,40 +291,44 @@ def test_every_notebook_runs(tiny_report):
     assert set(status) == set(PATHS)
 
 
+@pytest.mark.slow
 @each
 def test_a_page_without_errors(name, tiny_report):
     nb = json.loads((tiny_report.out / "notebooks" / (name + ".ipynb")).read_text(encoding="utf-8"))
     outputs = [o for c in nb["cells"] for o in c.get("outputs", [])]
     assert not [o for o in outputs if o["output_type"] == "error"]
     said = "".join("".join(o.get("text", "")) for o in outputs if o["output_type"] == "stream")
-    assert "profile tiny" in said and "Traceback" not in said
+    assert (has_study(name) or "profile tiny" in said) and "Traceback" not in said
     stderr = ["".join(o["text"]) for o in outputs if o.get("name") == "stderr"]
     assert stderr == [], "a library complains on the page"
     page = (tiny_report.out / (name + ".html")).read_text(encoding="utf-8")
     assert "tiny" in page and "<h1" in page and len(page) > 10000
 
 
+@pytest.mark.slow
 @each
 def test_every_question_has_its_answer(name, tiny_report):
-    path = tiny_report.out / "answers" / (name + ".json")
-    rows = json.loads(path.read_text(encoding="utf-8"))
+    status = json.loads((tiny_report.out / "status.json").read_text(encoding="utf-8"))
+    rows = status[name]["answers"]
     answered = {re.match(r"Q(\d+)\b", row["question"]).group(1) for row in rows}
     assert answered == set(questions(name)) and len(answered) > 0
     for row in rows:
-        assert set(row) == {"question", "answer", "figure", "holds", "point"}
+        assert set(row) == {"question", "answer", "figure", "verdict", "point"}
         assert re.search(r"\w{3}", row["answer"]) and "?" in row["question"]
-        assert row["holds"] in (True, False, None)
+        assert row["verdict"] in assignment.VERDICTS
         for word in ("nan", "NaN", "None", "inf points"):
             assert not re.search(rf"\b{word}\b", row["answer"]), row["answer"]
         if row["figure"]:
             assert (tiny_report.out / "figures" / (row["figure"] + ".png")).exists(), row
-    assert path.read_text(encoding="utf-8").count("figure") > 0
 
 
+@pytest.mark.slow
 def test_every_figure_is_a_picture_and_a_table(tiny_report):
     figures = {path.name for path in (tiny_report.out / "figures").iterdir()}
-    names = {Path(name).stem for name in figures}
-    assert figures == {name + ending for name in names for ending in (".png", ".csv")}
+    drawings = {"loop_step"}  # which have no data
+    names = {Path(name).stem for name in figures} - drawings
+    assert figures == {name + ending for name in names for ending in (".png", ".csv")} | {
+        name + ".png" for name in drawings}
     for name in names:
         picture = (tiny_report.out / "figures" / (name + ".png")).read_bytes()
         assert picture.startswith(b"\x89PNG") and len(picture) > 3000
@@ -345,7 +343,7 @@ def kernel_environment(environment, monkeypatch, tmp_path):
         monkeypatch.setenv(key, value)
 
 
-@pytest.mark.parametrize("start", ["root", "notebooks"])
+@pytest.mark.parametrize("start", ["root", pytest.param("notebooks", marks=pytest.mark.slow)])
 def test_a_kernel_started_in_the_root_or_in_notebooks(start, kernel_environment, tmp_path,
                                                       monkeypatch):
     name = next(name for name in PATHS if name.startswith("02_"))
@@ -356,5 +354,5 @@ def test_a_kernel_started_in_the_root_or_in_notebooks(start, kernel_environment,
     monkeypatch.chdir(folder)
     papermill.execute_notebook(str(PATHS[name]), str(tmp_path / "out.ipynb"), parameters=given,
                                kernel_name="python3", cwd=folder, progress_bar=False)
-    assert (tmp_path / "answers" / (name + ".json")).exists()
+    assert (tmp_path / "figures" / "padding.png").exists()
     assert sorted(os.listdir(folder)) == before, "a run left files beside the notebooks"

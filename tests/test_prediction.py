@@ -2,16 +2,16 @@
 import numpy as np
 import pytest
 import torch
-from conftest import WORDS, fill, made_up_reviews
 from hypothesis import given
 from hypothesis import strategies as st
+from tools import WORDS, fill, made_up_reviews
 
 import helpers
+from files import InputError
 from helpers import (
-    InputError,
     accuracy,
+    add_special_tokens,
     classify,
-    framed,
     load_bert,
     majority_accuracy,
     make_config,
@@ -41,7 +41,7 @@ def alone(texts, params, **overrides):
     """Return the logits of each text by itself, through transformers alone."""
     config = make_config(vars(params["config"]), **overrides)
     with torch.no_grad():
-        return torch.cat([params["model"].eval()(torch.tensor([framed(
+        return torch.cat([params["model"].eval()(torch.tensor([add_special_tokens(
             params["tokenizer"].convert_tokens_to_ids(params["tokenizer"].tokenize(text)),
             config.seq_len, config.keep, params["tokenizer"])]))[0] for text in texts])
 
@@ -70,12 +70,12 @@ def test_many_texts_keep_their_order(params, reviews):
 
 def test_two_threads_predict_as_one(params, reviews, two_threads):
     texts = made_up_reviews(300, length=60)[0] + reviews[0]
-    pieces = tokenize_all(texts, params["tokenizer"])
-    logits = predict_logits(params["model"], pieces, params["tokenizer"], params["config"])
+    tokens = tokenize_all(texts, params["tokenizer"])
+    logits = predict_logits(params["model"], tokens, params["tokenizer"], params["config"])
     torch.set_num_threads(1)
     assert torch.allclose(logits, alone(texts, params), atol=1e-5)
     assert torch.allclose(logits, predict_logits(
-        params["model"], pieces, params["tokenizer"], params["config"]), atol=1e-6)
+        params["model"], tokens, params["tokenizer"], params["config"]), atol=1e-6)
 
 
 def test_a_training_model_is_left_training_and_predicts_without_dropout(params):
@@ -94,19 +94,19 @@ def test_no_text_and_empty_text(params):
 
 def test_the_settings_of_the_training_serve_for_classifying(params):
     texts = [" ".join(["great"] * 200 + ["awful"] * 200)] * 2
-    rows, real = [], helpers.framed
+    rows, real = [], helpers.add_special_tokens
 
     def spy(*args):
         rows.append(real(*args))
         return rows[-1]
 
-    helpers.framed = spy
+    helpers.add_special_tokens = spy
     try:
         classify(texts, params)
         classify(texts, params, seq_len=10, keep="head")
         classify(texts, params, words=3)
     finally:
-        helpers.framed = real
+        helpers.add_special_tokens = real
     great, awful = params["tokenizer"].convert_tokens_to_ids(["great", "awful"])
     assert rows[0] == [2, *[great] * 15, *[awful] * 47, 3]
     assert rows[2] == [2, *[great] * 8, 3] and rows[4] == [2, *[awful] * 3, 3]
@@ -150,11 +150,11 @@ def test_the_estimate(params, monkeypatch, capsys, tick, warned, told):
 
 def test_measuring_stays_silent(params, monkeypatch, capsys):
     texts, labels = made_up_reviews(30)
-    pieces = tokenize_all(texts, params["tokenizer"])
+    tokens = tokenize_all(texts, params["tokenizer"])
     capsys.readouterr()
     monkeypatch.setattr(helpers, "time", Clock(600))
     ids = [int(label == "pos") for label in labels]
-    figures = helpers.measure(params["model"], pieces, ids, params["tokenizer"], params["config"])
+    figures = helpers.measure(params["model"], tokens, ids, params["tokenizer"], params["config"])
     assert capsys.readouterr().out == ""
     logits = alone(texts, params).double()
     own = -torch.log_softmax(logits, 1)[torch.arange(30), torch.tensor(ids)]

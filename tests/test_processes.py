@@ -7,16 +7,18 @@ import subprocess
 import sys
 import time
 
-import conftest  # first: it puts helpers.py on the path
 import pytest
 import torch
+from tools import ROOT
 
-import helpers
+import runtime
+
+pytestmark = pytest.mark.slow
 
 SCRIPT = """
 import json, sys
-import helpers
-from conftest import made_up_reviews
+import files, helpers, runtime
+from tools import made_up_reviews
 model, out, mode = sys.argv[1:]
 texts, labels = made_up_reviews(90)
 common = dict(model=model, seq_len=32, dropout=0.0, attention_dropout=0.0, epochs=3, lr=1e-3)
@@ -24,8 +26,8 @@ if mode == "endless":
     common.update(epochs=100000)
 if mode == "budget":
     common.update(epochs=100000, max_minutes=0.03)
-with helpers.joined_processes():
-    rank = helpers.processes()[0]
+with runtime.joined_processes():
+    rank = runtime.processes()[0]
     open("%s.pid%d" % (out, rank), "w").write(str(__import__("os").getpid()))
     note = helpers.pretrain(texts, **common) if mode == "plain" else None
     params = helpers.train(texts, labels, note, dev=made_up_reviews(30, seed=5), batch_size=12,
@@ -34,7 +36,7 @@ with helpers.joined_processes():
     predicted = helpers.classify(unseen, params)
     logits = helpers.predict_logits(params["model"], helpers.tokenize_all(
         unseen, params["tokenizer"]), params["tokenizer"], params["config"])
-    helpers.save_json("%s.rank%d" % (out, rank), {
+    files.save_json("%s.rank%d" % (out, rank), {
         "history": params["history"], "predicted": predicted, "logits": logits.tolist(),
         "curve": note and note["curve"]})
 """
@@ -52,7 +54,7 @@ def launch(count, model, out, mode="plain"):
     return [subprocess.Popen(
         [sys.executable, "-c", SCRIPT, model, str(out), mode], stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT, universal_newlines=True, env=dict(
-            os.environ, PYTHONPATH=os.pathsep.join([str(conftest.ROOT), str(conftest.ROOT / "tests")]),
+            os.environ, PYTHONPATH=os.pathsep.join([str(ROOT), str(ROOT / "tests")]),
             RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(count), OMP_NUM_THREADS="1",
             MASTER_ADDR="127.0.0.1", MASTER_PORT=port, FILIMDB_CACHE="%s-cache" % out))
         for rank in range(count)]
@@ -97,7 +99,7 @@ def test_a_dead_process_ends_the_other_within_a_minute(tiny_bert, tmp_path, vict
     both = launch(2, tiny_bert, tmp_path / "two", "endless")
     try:
         deadline = time.time() + 120
-        while not (tmp_path / "two-cache" / "pieces").exists():  # the run is under way
+        while not (tmp_path / "two-cache" / "tokens").exists():  # the run is under way
             assert time.time() < deadline and both[victim].poll() is None, both[victim].stdout.read()
             time.sleep(0.2)
         time.sleep(3)
@@ -113,8 +115,8 @@ def test_a_dead_process_ends_the_other_within_a_minute(tiny_bert, tmp_path, vict
 
 def test_alone_nothing_is_shared(monkeypatch):
     monkeypatch.delenv("WORLD_SIZE", raising=False)
-    with helpers.joined_processes():
-        assert helpers.processes() == (0, 1)
-        assert helpers.mine([3, 1, 2]) == [3, 1, 2]
-        assert helpers.total(1.5) == 1.5
-        helpers.wait_for_all()
+    with runtime.joined_processes():
+        assert runtime.processes() == (0, 1)
+        assert runtime.my_share([3, 1, 2]) == [3, 1, 2]
+        assert runtime.all_sum(1.5) == 1.5
+        runtime.wait_for_all()

@@ -2,13 +2,16 @@
 import gzip
 import json
 import os
+import re
 import zipfile
 
-import conftest  # first: it puts the root on the path
 import pytest
+from tools import ROOT, made_up_reviews
 
 import assignment
+import effects
 import evaluate
+import files
 import helpers
 import reference
 
@@ -21,6 +24,7 @@ def trial(correct="11110", n_train=7, mark="", **overrides):
                                         **overrides))
     accuracy = correct.count("1") / len(correct)
     return {"seconds": 60, "device": "cpu", "model": "bert", "n_train": n_train, "mark": mark,
+            "n_dev": len(correct), "history": [],
             "config": helpers.settings(config), "correct": correct,
             "metrics": {"dev_accuracy": accuracy}}
 
@@ -33,15 +37,15 @@ def finished(tmp_path, monkeypatch):
     monkeypatch.setattr(reference, "REFERENCE", str(root / "results"))
     told = {"profile": "mine", "model": "bert", "n_train": 7, "n_dev": 5, "seq_len": 9, "epochs": 2,
             "lr": 0.1, "seeds": [0], "sizes": [3]}
-    helpers.save_json(str(root / "profiles" / "mine.yml"), told)
-    helpers.save_json(str(root / "profiles" / "full.yml"), {
+    files.save_json(str(root / "profiles" / "mine.yml"), told)
+    files.save_json(str(root / "profiles" / "full.yml"), {
         "profile": "full", "n_train": 0, "seeds": [0, 1, 2], "sizes": [3], "ks": [8, 16]})
-    helpers.save_json(str(root / "bert" / "note.json"), {"source": "a small BERT"})
-    helpers.save_json(str(out / "status.json"), {name: {
+    files.save_json(str(root / "bert" / "note.json"), {"source": "a small BERT"})
+    files.save_json(str(out / "status.json"), {name: {
         "status": "ok", "seconds": 90, "profile": "mine", "reason": "", "parameters": {},
         "answers": [{"question": f"Q1. What of {name}?", "answer": "80.0 ± 1.0 % | n. More.",
-                     "holds": name == "01_one", "figure": "f", "point": point},
-                    {"question": "Q2. Else?", "answer": "81.5 % (1 seed)", "holds": None,
+                     "verdict": "supported" if name == "01_one" else "contradicted", "figure": "f", "point": point},
+                    {"question": "Q2. Else?", "answer": "81.5 % (1 seed)", "verdict": "",
                      "figure": "", "point": ""}]} for name, point in zip(NAMES, ("1", "4a"))})
     for name in ["index", *NAMES]:
         (out / (name + ".html")).write_text("<p>" + name)
@@ -51,7 +55,7 @@ def finished(tmp_path, monkeypatch):
     for name, point in zip(NAMES, ("1", "4a")):
         (root / "notebooks" / (name + ".ipynb")).write_text(json.dumps(f'give("", point="{point}")'))
     for key, keep in (("a", "head"), ("b", "tail")):
-        helpers.save_json(str(out / "trials" / (key + ".json")), trial(keep=keep, seq_len=512))
+        files.save_json(str(out / "trials" / (key + ".json")), trial(keep=keep, seq_len=512))
     (root / "README.md").write_text("# Mine\n" + reference.BEGIN + "old\n" + reference.END + "tail\n")
     return root, out
 
@@ -61,24 +65,38 @@ def test_a_run_is_kept(finished):
     assert reference.main([str(out)]) == 0
     text = (root / "README.md").read_text(encoding="utf-8")
     assert text.startswith("# Mine\n") and text.endswith(reference.END + "tail\n")
-    assert "old" not in text and "Model: a small BERT." in text
-    assert "Thinned, against profile full: seeds 1 of 3." in text  # sizes are all, ks not its own
-    assert "2 trials took 2 minutes" in text
-    assert ("| **1** environment | What of 01_one? 80.0 ± 1.0 % \\| n. | as expected | "
+    assert "old" not in text
+    assert ("2 trials of a small BERT on 7 training and 5 dev reviews, 1 seed, took 2 minutes on cpu: "
+            "they tell two models apart") in text and "decide nothing about methods" in text
+    assert ("| **1** environment | 80.0 ± 1.0 % \\| n. | supported | "
             "[01, Q1](notebooks/01_one.ipynb) |") in text
-    assert "What of 02_two? 80.0 ± 1.0 % \\| n. | not as expected | [02, Q1]" in text
+    assert "80.0 ± 1.0 % \\| n. | contradicted | [02, Q1]" in text
     assert "| **R5** weight decay, dropout, attention dropout | not run yet |  |  |" in text
-    assert "states is 81.5 % (1 seed), on 5 reviews of dev (notebook 01, Q2)." in text
-    listed = (root / "results" / "README.md").read_text(encoding="utf-8")
-    assert "| Q1. What of 02_two? | 80.0 ± 1.0 % \\| n. More. | not as expected | 4a |" in listed
-    assert "| Q2. Else? | 81.5 % (1 seed) | open |  |" in listed and "All 4 answers" in text
+    assert "All answers (2 without expectation, 1 supported, 1 contradicted)" in text
+    assert text.count("\n| **") == len(assignment.POINTS), "one line a point"
+    page = (root / "results" / "README.md").read_text(encoding="utf-8")
+    assert "| Q1. What of 02_two? | 80.0 ± 1.0 % \\| n. More. | contradicted | 4a |" in page
+    assert "| Q2. Else? | 81.5 % (1 seed) |  |  |" in page
+    assert "Thinned, against profile full: seeds 1 of 3." in page  # sizes are all, ks not its own
+    assert "## Beside published figures" in page and "## The recipe" not in page
     assert (root / "figures" / "f.png").read_bytes() == b"\x89PNG"
-    with zipfile.ZipFile(str(root / "results" / "report.zip")) as bundle:
-        assert bundle.namelist() == ["01_one.html", "02_two.html", "index.html"]
     bytes_ = (root / "results" / "trials.zip").read_bytes()
     assert reference.main([str(out)]) == 0
     assert (root / "README.md").read_text(encoding="utf-8") == text
     assert (root / "results" / "trials.zip").read_bytes() == bytes_
+
+
+def test_pages_are_packed_only_when_asked_to(finished):
+    root, out = finished
+    packed = root / "results" / "report.zip"
+    assert reference.main([str(out)]) == 0 and not packed.exists()
+    assert reference.main([str(out), "--pages"]) == 0
+    with zipfile.ZipFile(str(packed)) as bundle:
+        assert bundle.namelist() == ["01_one.html", "02_two.html", "index.html"]
+    before = packed.read_bytes()
+    (out / "index.html").write_text("<p>a comma more")
+    assert reference.main([str(out)]) == 0 and packed.read_bytes() == before
+    assert reference.main([str(out), "--pages"]) == 0 and packed.read_bytes() != before
 
 
 def test_its_trials_come_back(finished, tmp_path):
@@ -86,7 +104,7 @@ def test_its_trials_come_back(finished, tmp_path):
     again = tmp_path / "again"
     assert reference.main([str(again), "--trials"]) == 0 and not again.exists()  # none yet
     reference.main([str(out)])
-    helpers.save_json(str(again / "trials" / "a.json"), "mine")
+    files.save_json(str(again / "trials" / "a.json"), "mine")
     assert reference.main([str(again), "--trials"]) == 0
     assert json.loads((again / "trials" / "a.json").read_text()) == "mine"  # what is there stays
     assert (again / "trials" / "b.json").read_bytes() == (out / "trials" / "b.json").read_bytes()
@@ -96,7 +114,7 @@ def set_status(out, **states):
     rows = json.loads((out / "status.json").read_text())
     for number, status in states.items():
         rows[NAMES[int(number[1]) - 1]]["status"] = status
-    helpers.save_json(str(out / "status.json"), rows)
+    files.save_json(str(out / "status.json"), rows)
 
 
 @pytest.mark.parametrize("status", ("not run", "interrupted"))
@@ -107,16 +125,17 @@ def test_what_was_not_run_yet_is_named(status, finished):
     assert reference.main([str(out)]) == 0
     text = (root / "README.md").read_text(encoding="utf-8")
     assert "Not run yet: notebooks 02." in text and "02_two?" not in text
+    assert "02_two?" not in (root / "results" / "README.md").read_text(encoding="utf-8")
     assert "**4a** Adam, learning rate | not run yet |  | [02](notebooks/02_two.ipynb) |" in text
-    assert sorted(os.listdir(str(root / "results"))) == ["01_one.json", "README.md", "report.zip",
-                                                         "run.json", "trials.zip"]
+    assert sorted(os.listdir(str(root / "results"))) == ["01_one.json", "README.md", "run.json",
+                                                         "trials.zip"]
 
 
 def test_a_run_without_answers_is_refused(finished, capsys):
     root, out = finished
     rows = json.loads((out / "status.json").read_text())
     del rows["02_two"]["answers"]
-    helpers.save_json(str(out / "status.json"), rows)
+    files.save_json(str(out / "status.json"), rows)
     assert reference.main([str(out)]) == 2 and not (root / "results").exists()
     assert "page 02_two was made before pages kept their answers" in capsys.readouterr().err
 
@@ -135,108 +154,188 @@ def test_a_run_that_failed_is_refused(finished, capsys):
     assert "run report.py first" in capsys.readouterr().err
 
 
+RUN = {"parameters": {"profile": "mine", "model": "x/bert", "n_train": 7, "seq_len": 9, "epochs": 2,
+                      "lr": 0.1, "seeds": [0]}}
+
+
 def test_trials_that_differ_in_one_setting(finished):
-    run = {"parameters": {"model": "x/bert", "n_train": 7, "seq_len": 9, "epochs": 2, "lr": 0.1,
-                          "seeds": [0, 1]}}
-    base, seed = trial(), trial(seed=1, data_seed=1)
-    rows = [base, seed, trial(lr=0.2), trial(lr=0.3, epochs=3), trial(n_train=8),
-            trial(seed=10, data_seed=10),
-            dict(trial(), model="other"), trial(optimizer="adamw", weight_decay=0.01, dropout=0.3)]
-    assert reference.varied(rows, run, "lr") == {0.1: [base, seed], 0.2: [rows[2]]}
-    assert reference.varied(rows, run, "dropout", **reference.ADAMW) == {0.3: [rows[-1]]}
-    assert reference.varied([trial(lr=0.2)], run, "epochs") == {}
+    run = {"parameters": dict(RUN["parameters"], seeds=[0, 1])}
+    rows = [trial(), trial(seed=1, data_seed=1), trial(lr=0.2), trial(lr=0.3, epochs=3),
+            trial(n_train=8), trial(seed=10, data_seed=10), dict(trial(), model="other"),
+            trial(optimizer="adamw", weight_decay=0.01, dropout=0.3)]
+    table = effects.as_table(rows)
+    assert list(reference.varied(table, run, "lr").index) == [0, 1, 2]
+    assert list(reference.varied(table, run, "dropout", **reference.ADAMW).index) == [7]
+    assert not len(reference.varied(effects.as_table([trial(lr=0.2)]), run, "epochs"))
+    all_of_train = {"parameters": dict(run["parameters"], n_train=0)}
+    assert list(reference.varied(table, all_of_train, "lr").index) == [0, 1, 2, 4]
+    in_bf16 = dict(trial(), config=dict(trial()["config"], precision="bf16"))
+    for precision, expected in (("bf16", [1]), ("auto", [0, 1]), ("fp32", [0])):
+        given = {"parameters": dict(RUN["parameters"], precision=precision)}
+        assert list(reference.varied(effects.as_table([trial(), in_bf16]), given,
+                                     "lr").index) == expected
 
 
 def test_what_the_trials_say_of_a_recipe(finished):
-    run = {"parameters": {"model": "bert", "n_train": 7, "seq_len": 9, "epochs": 2, "lr": 0.1,
-                          "seeds": [0]}}
     right = ["1" * 20, "1" * 12 + "0" * 8, "1" * 11 + "0" * 9]
-    rows = [trial(right[0]), trial(right[1], lr=0.2), trial("0" * 20, lr=0.4, mark="diverged"),
-            trial(right[2], keep="head", seq_len=512), trial(right[1], keep="tail", seq_len=512)]
+    table = effects.as_table([
+        trial(right[0]), trial(right[1], lr=0.2), trial("0" * 20, lr=0.4, mark="diverged"),
+        trial(right[2], keep="head", seq_len=512), trial(right[1], keep="tail", seq_len=512),
+        trial(right[1], weight_decay=0.01),
+        trial(right[1], optimizer="adamw"), trial(right[2], optimizer="adamw", weight_decay=0.01)])
 
-    def said(*pairs):
-        found = reference.choices_of({"arguments": [
-            word for pair in pairs for word in ("--set", pair)]}, {}, rows, run)
+    def said(**settings):
+        recipe = {"settings": settings, "pretraining": {}}
+        found = reference.choices_of(recipe, {}, table, RUN)
         return {line.split("|")[1].strip(): line for line in found[2:]}
 
-    lines = said("lr=0.1", "keep=head")
-    assert "0.1: 100.0 % (1 seed), 0.2: 60.0 % (1 seed), 0.4: broken | 0.1 | is the best" in lines["lr"]
-    assert "| head | tail against head: +5.0 points, within noise" in lines["keep (seq_len 512)"]
-    assert "| 0.2 | 0.1 against 0.2: +40.0 points, significant, one seed" in said("lr=0.2")["lr"]
-    assert "| 0.3 | was not tried |" in said("lr=0.3")["lr"]
-    assert set(lines) == {"lr", "keep (seq_len 512)", "MLM pretraining"}  # of the others only one value was tried
+    lines = said(lr=0.1, keep="head")
+    assert "0.1: 100.0 % (90.2 to 100.0; 1 seed), 0.2: 60.0 % (" in lines["lr"]
+    assert ", 0.4: failed | 0.1 | the highest, and chosen |" in lines["lr"]
+    assert "| head | keep tail against head: +5.0 points (95 % int" in lines["keep (seq_len 512)"]
+    assert "of these two models; undecided" in lines["keep (seq_len 512)"]
+    assert "| 0.2 | lr 0.1 against 0.2: +40.0 points (" in said(lr=0.2)["lr"]
+    assert "| 0.3 | the recipe's was not tried |" in said(lr=0.3)["lr"]
+    assert "| 0 | the highest, and chosen |" in lines["weight_decay (optimizer adam)"]
+    assert "| adam | another optimizer |" in lines["weight_decay (optimizer adamw)"]
+    assert set(lines) == {"lr", "keep (seq_len 512)", "MLM pretraining",
+                          "weight_decay (optimizer adam)", "weight_decay (optimizer adamw)"}
+    assert "best" not in "".join(lines.values())  # no test has said so
 
 
-def test_a_recipe_is_kept(finished, tiny_bert, tmp_path, monkeypatch):
+@pytest.mark.parametrize("text,limit,short", [
+    ("all of it; yes", 20, "all of it; yes"), ("one; two; three", 13, "one; two …"),
+    ("no clause ends in this", 5, "no clause ends in this"),
+    ("first is long; second", 5, "first is long …"),
+    ("a (b; c) d; e; f", 13, "a (b; c) d …")])
+def test_an_answer_is_cut_where_a_clause_ends(text, limit, short):
+    assert reference.shortened(text, limit) == short
+
+
+def write_reviews(folder):
+    """Write 12 made-up reviews of each part; dev's last two stand in train too."""
+    folder.mkdir()
+    parts = {part: made_up_reviews(12, seed=seed)
+             for seed, part in enumerate(helpers.PARTS)}
+    parts["dev"] = (parts["dev"][0][:10] + parts["train"][0][:2],
+                    parts["dev"][1][:10] + parts["train"][1][:2])
+    for part, (texts, labels) in parts.items():
+        (folder / (part + ".texts")).write_text("\n".join(texts) + "\n", encoding="utf-8")
+        (folder / (part + ".labels")).write_text("\n".join(labels) + "\n")
+    return folder
+
+
+def test_a_recipe_is_kept(finished, tiny_bert, tmp_path):
     root, out = finished
     assert reference.main([str(out)]) == 0
-    assert "best recipe" not in (root / "README.md").read_text(encoding="utf-8")
-    data = tmp_path / "data"
-    data.mkdir()
-    for seed, part in enumerate(helpers.PARTS):
-        texts, labels = conftest.made_up_reviews(12, seed=seed)
-        (data / (part + ".texts")).write_text("\n".join(texts) + "\n", encoding="utf-8")
-        (data / (part + ".labels")).write_text("\n".join(labels) + "\n")
-    preds = tmp_path / "preds.tsv"
+    data, preds = write_reviews(tmp_path / "data"), tmp_path / "preds.tsv"
     arguments = ["--data", str(data), "--model", tiny_bert, "--no-pretrain", "--set", "epochs=1",
                  "--set", "seq_len=16", "--set", "batch_size=4", "--out", str(preds)]
     assert reference.main(["--recipe", *arguments]) == 0
     kept = (root / "results" / "preds.tsv.gz").read_bytes()
     assert gzip.decompress(kept) == preds.read_bytes() and preds.read_text().count("\n") == 60
     recipe = json.loads((root / "results" / "recipe.json").read_text())
-    assert recipe["arguments"] == arguments
-    assert [line.split()[0] for line in recipe["printed"] if "Warning" not in line] == [
-        "training:", "classification:", str(preds) + ":", "train", "dev", "test", "dev-b", "test-b"]
-    assert reference.PROGRESS.match("classifying:  2%|#  | 48128/3117183 [00:10<10:44, 4760piece/s]")
-    text = (root / "README.md").read_text(encoding="utf-8")
-    right = sum(line.split("\t")[1] == label for line, label in zip(
-        preds.read_text().split("\n")[12:], (data / "dev.labels").read_text().split()))
-    assert preds.read_text().split("\n")[12].startswith("dev/")
-    assert f"dev    accuracy {right / 12:7.2%} of 12 reviews" in text
-    assert "$ python evaluate.py --data " in text and "| the whole train part |" in text
+    assert recipe["arguments"] == arguments and recipe["seen"] == "no pretraining"
+    assert set(recipe["minutes"]) == {"training", "classification"}
+    predicted = dict(line.split("\t") for line in preds.read_text().splitlines())
+    dev = helpers.load_filimdb(str(data))["dev"]
+    right = {i: predicted[i] == label for i, label in zip(dev.ids, dev.labels)}
+    unused = set(dev.ids) - set(helpers.subset(dev, 5).ids)
+    unseen = unused - {"dev/10", "dev/11"}
+    for row, ids in zip(recipe["unseen"], (set(dev.ids), unused, unseen)):
+        assert row["n"] == len(ids)
+        assert row["accuracy"] == pytest.approx(100 * sum(right[i] for i in ids) / len(ids))
+        assert row["low"] <= row["accuracy"] <= row["high"]
+    assert len(recipe["unseen"]) == 3 and "without the 5 that" in recipe["unseen"][1]["reviews"]
+    assert recipe["parts"]["dev"]["accuracy"] == sum(right.values()) / 12
+    page = (root / "results" / "README.md").read_text(encoding="utf-8")
+    assert "python evaluate.py --data " in page and "| the whole train part |" in page
+    last = recipe["unseen"][-1]
+    assert (f"gets {last['accuracy']:.1f} % (95 % interval {last['low']:.1f} to {last['high']:.1f}) "
+            f"of the {len(unseen)} dev reviews right") in (
+                root / "README.md").read_text(encoding="utf-8")
     assert reference.main(["--recipe", *arguments]) == 0  # the same again: the same bytes
     assert (root / "results" / "preds.tsv.gz").read_bytes() == kept
+    profile = root / "profiles" / "mine.yml"  # chosen on other reviews: counted anew
+    files.save_json(str(profile), dict(json.loads(profile.read_text()), n_dev=8))
+    assert reference.main([str(out)]) == 0
+    unseen = json.loads((root / "results" / "recipe.json").read_text())["unseen"]
+    assert [row["n"] for row in unseen][:2] == [12, 4]
+    os.remove(str(data / "dev.texts"))  # cannot be counted: nothing is kept
+    before = (root / "results" / "run.json").read_bytes()
+    files.save_json(str(profile), dict(json.loads(profile.read_text()), n_dev=6))
+    assert reference.main([str(out)]) == 2
+    assert (root / "results" / "run.json").read_bytes() == before
 
 
-def test_a_recipe_keeps_no_progress(finished, tmp_path, monkeypatch):
-    root, _ = finished
-    (tmp_path / "preds.tsv").write_text("dev/0\tpos\n")
-    monkeypatch.setattr(reference.evaluate, "main", lambda arguments: print(
-        "training:   1%|2   | 3/469 [00:12<33:10,  4.27s/step]\n"
-        "classifying 14,980 reviews: about 10.3 minutes\ntraining: 34.5 minutes") or 0)
-    assert reference.run_recipe(["--out", str(tmp_path / "preds.tsv")]) == 0
-    recipe = json.loads((root / "results" / "recipe.json").read_text())
-    assert recipe["printed"] == ["training: 34.5 minutes"]
+def test_a_recipe_before_any_run_is_refused_at_once(finished, monkeypatch, capsys):
+    monkeypatch.setattr(evaluate, "main", None)
+    assert reference.main(["--recipe", "--no-pretrain"]) == 2
+    assert "run report.py first" in capsys.readouterr().err
 
 
 def test_a_recipe_that_fails_is_not_kept(finished, tmp_path, capsys):
     root, out = finished
+    assert reference.main([str(out)]) == 0
+    before = sorted(os.listdir(str(root / "results")))
     assert reference.main(["--recipe", "--data", str(tmp_path / "none")]) == 2
-    assert not (root / "results").exists() and capsys.readouterr().err.count("\n") == 1
+    assert capsys.readouterr().err.count("\n") == 1
+    assert sorted(os.listdir(str(root / "results"))) == before
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not os.path.exists(os.path.join(reference.REFERENCE, "recipe.json")) or
-                    not os.path.exists(str(conftest.ROOT / "data" / "FILIMDB" / "dev.labels")),
+                    not os.path.exists(str(ROOT / "data" / "FILIMDB" / "dev.labels")),
                     reason="needs the kept recipe and the reviews of data/FILIMDB")
-def test_the_kept_predictions_have_the_accuracies_that_were_printed(capsys):
-    data = helpers.load_filimdb(str(conftest.ROOT / "data" / "FILIMDB"))
-    with gzip.open(os.path.join(reference.REFERENCE, "preds.tsv.gz"), "rt") as file:
-        predicted = dict(line.rstrip("\n").split("\t") for line in file)
+def test_the_recipe_says_what_its_predictions_say():
+    recipe, run = reference.read_reference()[2], reference.read_reference()[1]
+    data = helpers.load_filimdb(str(ROOT / "data" / "FILIMDB"))
+    predicted = reference.read_predictions()
     assert list(predicted) == [i for part in helpers.PARTS for i in data[part].ids]
-    recipe = reference.read_reference()[2]
-    assert "--no-pretrain" in recipe["arguments"]
-    capsys.readouterr()
-    evaluate.report(data, {part: [predicted[i] for i in data[part].ids] for part in helpers.PARTS},
-                    "no pretraining")
-    assert capsys.readouterr().out.splitlines() == [
-        line for line in recipe["printed"] if " accuracy " in line]
+    parts = evaluate.measure(data, {part: [predicted[i] for i in data[part].ids]
+                                    for part in helpers.PARTS})
+    assert parts == recipe["parts"]
+    recipe = dict(recipe, data=str(ROOT / recipe["data"]))
+    unseen = reference.accuracy_on_unseen(recipe, run["parameters"]["n_dev"])
+    for row, kept in zip(unseen, recipe["unseen"]):
+        assert row == {key: value if isinstance(value, str) else pytest.approx(value)
+                       for key, value in kept.items()}
 
 
 @pytest.mark.skipif(not os.path.isdir(reference.REFERENCE), reason="no reference run is kept")
 def test_readme_says_what_the_reference_says():
-    kept, text = reference.read_reference(), (conftest.ROOT / "README.md").read_text(encoding="utf-8")
-    assert reference.fill_in(text, reference.table_of(*kept)) == text
+    kept, text = reference.read_reference(), README.read_text(encoding="utf-8")
+    assert reference.fill_in(text, reference.table_of(*kept[:3])) == text
     with open(os.path.join(reference.REFERENCE, "README.md"), encoding="utf-8") as file:
-        assert file.read() == reference.all_answers(kept[0])
+        assert file.read() == reference.page_of(*kept)
     points = {row["point"] for page in kept[0].values() for row in page["answers"]} - {""}
     assert points == set(assignment.POINTS)
+
+
+# ---- README --------------------------------------------------------------------------------------
+
+README = ROOT / "README.md"
+
+
+def test_readme_is_short():
+    text = README.read_text(encoding="utf-8")
+    assert text.count("\n") <= 130 and len(text.split()) <= 1500
+
+
+def test_readme_names_what_there_is():
+    text = README.read_text(encoding="utf-8")
+    targets = re.findall(r"(?m)^([a-z0-9-]+):", (ROOT / "Makefile").read_text())
+    assert set(re.findall(r"(?:`|\n)make ([a-z0-9-]+)", text)) <= set(targets)
+    for path in re.findall(r"\]\(([^)]+)\)", text):
+        assert (ROOT / path).exists(), path
+    house = text[text.index("## Where everything lies"):text.index("## To change one thing")]
+    named = set(re.findall(r"`([^`]+)`", house))
+    assert {path.name for path in ROOT.glob("*.py")} <= named
+    for path in named - {"vectorize_ex", "pretrain", "train", "classify", "sample", "small", "full"}:
+        assert (ROOT / path).exists(), path
+    change = text[text.index("## To change one thing"):text.index("## How far")]
+    for name in re.findall(r"`([A-Z]\w+)`", change):
+        assert hasattr(helpers, name), name
+    flags = set(re.findall(r"`(--[a-z]+)`", text)) - {"--help"}
+    options = evaluate.parse_arguments([])
+    assert all(hasattr(options, flag[2:]) for flag in flags), flags

@@ -1,14 +1,15 @@
 """report.py runs notebooks headless, survives what goes wrong, and exports pages."""
-import html.parser
 import json
 import os
 import re
 import signal
 import time
+import types
 
 import nbformat
 import pytest
-import report_helpers as h
+import report_tools as h
+from tools import Page
 
 import pages
 import report
@@ -21,30 +22,7 @@ def gallery(tmp_path_factory):
     return h.make_gallery(tmp_path_factory)
 
 
-class Page(html.parser.HTMLParser):
-    """Collect a page's tags, ids, links, images and text."""
-
-    def __init__(self, path):
-        super().__init__()
-        self.tags, self.ids, self.links, self.images, self.loads = [], [], [], [], []
-        self.text = ""
-        self.source = path.read_text(encoding="utf-8")
-        self.feed(self.source)
-
-    def handle_starttag(self, tag, attrs):
-        """Keep what a test asks for."""
-        attrs = dict(attrs)
-        self.tags.append(tag)
-        self.ids += [attrs["id"]] if "id" in attrs else []
-        self.links += [attrs["href"]] if tag == "a" else []
-        self.loads += [attrs.get("src", "") + attrs.get("href", "")] if tag != "a" else []
-        self.images += [attrs] if tag == "img" else []
-
-    def handle_data(self, data):
-        """Keep the text as a reader sees it."""
-        self.text += data
-
-
+@pytest.mark.slow
 def test_every_kind_of_end_has_its_status(gallery):
     _, out, code, said = gallery
     rows = h.read_status(out)
@@ -63,10 +41,12 @@ def test_every_kind_of_end_has_its_status(gallery):
     assert "01_good: started" in said and "01_good: ok" in said
 
 
+@pytest.mark.slow
 def test_no_process_survives(gallery):
     h.wait_for(lambda: not h.survivors(gallery[1]), 5)
 
 
+@pytest.mark.slow
 def test_parameters_reach_only_the_notebooks_that_declare_them(gallery):
     _, out, _, _ = gallery
     seen = json.loads((out / "seen.json").read_text())
@@ -76,16 +56,18 @@ def test_parameters_reach_only_the_notebooks_that_declare_them(gallery):
     assert "epochs" in Page(out / "02_fails.html").text
 
 
+@pytest.mark.slow
 def test_everything_lies_under_out(gallery):
     folder, out, _, _ = gallery
     assert {p.name for p in folder.iterdir()} <= {
-        "report.py", "parameters.py", "pages.py", "report.html.j2", "assignment.py", "notebooks",
+        "report.py", "parameters.py", "pages.py", "report.html.j2", "assignment.py", "files.py", "notebooks",
         "profiles", "build",
         "said", "user", "__pycache__"}
     assert len(list((folder / "notebooks").iterdir())) == 6
     assert not list(out.rglob("*.part")), "a file written aside was left"
 
 
+@pytest.mark.slow
 def test_pages_need_nothing_from_outside(gallery):
     for path in gallery[1].glob("*.html"):
         page = Page(path)
@@ -103,17 +85,20 @@ def test_pages_need_nothing_from_outside(gallery):
             assert not mark or mark in Page(target).ids, (path.name, link)
 
 
+@pytest.mark.slow
 def test_every_image_has_a_text(gallery):
     images = Page(gallery[1] / "01_good.html").images
     assert [i["alt"] for i in images] == ["A > B, in blue", "figure 2 of 01_good"]
     assert all(i["src"].startswith("data:image/png;base64,") for i in images)
 
 
+@pytest.mark.slow
 def test_progress_bars_keep_their_last_state(gallery):
     text = Page(gallery[1] / "01_good.html").text
     assert "100% of batches" in text and "  7% of batches" not in text
 
 
+@pytest.mark.slow
 def test_page_head_and_contents(gallery):
     page = Page(gallery[1] / "01_good.html")
     assert "<title>How long is a review? · sample</title>" in page.source
@@ -126,6 +111,7 @@ def test_page_head_and_contents(gallery):
     assert page.tags.count("article") == 1 and ".highlight .k" in page.source
 
 
+@pytest.mark.slow
 def test_outputs_are_text_not_markup(gallery):
     hostile = Page(gallery[1] / "04_hostile.html")
     assert hostile.text.count("<script>alert(1)</script>") >= 3
@@ -138,6 +124,7 @@ def test_outputs_are_text_not_markup(gallery):
         assert not re.search("[\x00-\x08\x0b-\x1f]", page.source), "a raw terminal code"
 
 
+@pytest.mark.slow
 def test_what_reviews_hold_is_spelled_out(gallery, tmp_path):
     assert "line two \\x1b[31mred \\u202etfel" in Page(gallery[1] / "02_fails.html").text
     assert "\\x1b[31mred\\x1b[0m \\x07 \\x85 \\x1b]0;title\\x07" in Page(
@@ -155,6 +142,7 @@ def test_what_reviews_hold_is_spelled_out(gallery, tmp_path):
         assert not [link for link in some.links if "javascript" in link]
 
 
+@pytest.mark.slow
 def test_pages_show_how_far_it_got(gallery):
     failed = Page(gallery[1] / "02_fails.html").text
     assert "ValueError" in failed and "Never reached" in failed
@@ -165,21 +153,24 @@ def test_pages_show_how_far_it_got(gallery):
     assert "SIGKILL" in Page(gallery[1] / "05_orphan.html").text
 
 
+@pytest.mark.slow
 def test_index_lists_answers_and_reasons(gallery):
     page = Page(gallery[1] / "index.html")
     assert "We count words, e.g. in one line." in page.text and "Then more" not in page.text
     assert "Is <b>long</b> better?" in page.text and "+1.2 points" in page.text
-    assert page.text.count("✓ as expected") == 2 and "✗" not in page.text
+    assert page.text.count("✓ supported") == 2 and "✗" not in page.text
     assert "not run" in page.text
     assert "<script>alert(2)</script> at" in page.text
 
 
+@pytest.mark.slow
 def test_index_shows_what_its_pages_show(gallery):
     page = Page(gallery[1] / "index.html")
     assert (gallery[1] / "answers" / "01_good.json").exists() and "of another run" not in page.text
     assert page.text.count("within noise") == 1  # no point's answer: in the notebook's list alone
 
 
+@pytest.mark.slow
 def test_the_front_page_begins_with_what_was_found(gallery):
     page = Page(gallery[1] / "index.html")
     text = " ".join(page.text.split("</style>")[-1].split())
@@ -193,19 +184,21 @@ def test_the_front_page_begins_with_what_was_found(gallery):
     assert '#a' not in Page(gallery[1] / "02_fails.html").text
 
 
+@pytest.mark.slow
 def test_the_table_by_point_says_what_is_missing_and_why(gallery):
     page = Page(gallery[1] / "index.html")
     rows = re.findall(r"(?s)<tr>.*?(?=<tr>|</table>)", page.source.split("<h2>")[0])[1:]
     assert len(rows) == len(POINTS)
     by_point = dict(zip(POINTS, rows))
     assert "+1.2 points: 71.5 ± 0.4 % (3 seeds)." in by_point["3a"]
-    assert "The rest is detail" not in by_point["3a"] and "✓ as expected" in by_point["3a"]
+    assert "The rest is detail" not in by_point["3a"] and "✓ supported" in by_point["3a"]
     assert 'href="01_good.html#a1">01, Q1<' in by_point["3a"]
     assert "No answer: ValueError: " in by_point["4a"] and ">failed<" in by_point["4a"]
     assert 'href="02_fails.html">02<' in by_point["4a"]
     assert "No notebook answers this." in by_point["R5"]
 
 
+@pytest.mark.slow
 def test_only_keeps_the_other_pages_and_statuses(gallery):
     folder, out, _, _ = gallery
     before, page = h.read_status(out), (out / "01_good.html").read_bytes()
@@ -260,6 +253,7 @@ def asleep(tmp_path_factory):
     return started
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name, signum", [("sigint", signal.SIGINT), ("sigterm", signal.SIGTERM)])
 def test_a_signal_interrupts_the_cell(asleep, name, signum):
     process, out = asleep[name]
@@ -274,6 +268,7 @@ def test_a_signal_interrupts_the_cell(asleep, name, signum):
     assert said.endswith("the same command goes on: finished trials are not run again\n")
 
 
+@pytest.mark.slow
 def test_a_second_interrupt_kills_a_stubborn_kernel(asleep):
     process, out = asleep["stubborn"]
     process.send_signal(signal.SIGINT)
@@ -286,6 +281,7 @@ def test_a_second_interrupt_kills_a_stubborn_kernel(asleep):
     assert "Deaf" in page and "half way\n" in page, "what it had printed was not kept"
 
 
+@pytest.mark.slow
 def test_nothing_survives_a_killed_report(asleep):
     process, out = asleep["killed"]
     assert len(h.survivors(out)) >= 3, "papermill, its kernel, and what that started"
@@ -293,6 +289,7 @@ def test_nothing_survives_a_killed_report(asleep):
     h.wait_for(lambda: not h.survivors(out), 10)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("where", ["", "cell 0"])
 def test_an_interrupt_before_the_first_cell(tmp_path, where):
     out = sleeper(tmp_path / "project", "time.sleep(100)", "time.sleep(100)")
@@ -305,6 +302,7 @@ def test_an_interrupt_before_the_first_cell(tmp_path, where):
     assert "Deaf" in Page(out / "01_sleeps.html").text
 
 
+@pytest.mark.slow
 def test_a_cell_that_saves_for_too_long_is_ended_and_its_page_kept(gallery, tmp_path):
     limit = f"{4 * h.read_status(gallery[1])['02_fails']['seconds'] / 60:.2f}"
     out = sleeper(tmp_path / "project", STUBBORN)
@@ -315,6 +313,7 @@ def test_a_cell_that_saves_for_too_long_is_ended_and_its_page_kept(gallery, tmp_
     assert "(in cell 4 of 4)" in row["reason"] and "half way\n" in page
 
 
+@pytest.mark.slow
 def test_the_log_names_a_cell_and_a_kernel_may_take_its_time_to_leave(tmp_path):
     out = sleeper(tmp_path / "project", LINGERING)
     hurry(tmp_path / "project", BEAT=0)
@@ -332,6 +331,7 @@ def test_help_has_examples_and_exit_codes(capsys):
     assert "Exit code: 0 all" in text and "130/143" in text and "--timeout" in text
 
 
+@pytest.mark.slow
 def test_timeout_interrupts_even_a_cell_that_swallows_it(gallery, tmp_path):
     # Long enough for the cell to begin and the next notebook to end, on a loaded machine too.
     limit = f"{4 * h.read_status(gallery[1])['02_fails']['seconds'] / 60:.2f}"
@@ -353,15 +353,6 @@ def test_half_written_notebooks_are_tolerated(tmp_path):
     assert not pages.find_cell(path)
 
 
-def test_write_replaces_whole_files_only(tmp_path, monkeypatch):
-    path = tmp_path / "page.html"
-    pages.write(path, "old")
-    monkeypatch.setattr(os, "replace", lambda *_: 1 / 0)
-    with pytest.raises(ZeroDivisionError):
-        pages.write(path, "new")
-    assert path.read_text() == "old"
-
-
 def test_an_output_that_no_page_can_show_fails_its_notebook_alone(tmp_path):
     h.write_notebook(tmp_path, "01_odd", "# Odd", "1")
     nb = nbformat.read(str(tmp_path / "01_odd.ipynb"), as_version=4)
@@ -373,15 +364,22 @@ def test_an_output_that_no_page_can_show_fails_its_notebook_alone(tmp_path):
     assert row["reason"] in Page(tmp_path / "01_odd.html").text
 
 
+def asked(jobs, stored=False):
+    """Return the options of a command line that the kernels' environment depends on."""
+    return types.SimpleNamespace(jobs=jobs, stored=stored)
+
+
 def test_jobs_share_the_cores_and_wait_passively(tmp_path, monkeypatch):
     for name in "OMP_NUM_THREADS", "OMP_WAIT_POLICY":
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(os, "cpu_count", lambda: 8)
-    assert "OMP_NUM_THREADS" not in report.set_environment(tmp_path, 1)
-    assert report.set_environment(tmp_path, 3)["OMP_NUM_THREADS"] == "2"
-    assert report.set_environment(tmp_path, 16)["OMP_NUM_THREADS"] == "1"
-    assert report.set_environment(tmp_path, 1)["OMP_WAIT_POLICY"] == "PASSIVE"
+    assert "OMP_NUM_THREADS" not in report.set_environment(tmp_path, asked(1))
+    assert report.set_environment(tmp_path, asked(3))["OMP_NUM_THREADS"] == "2"
+    assert report.set_environment(tmp_path, asked(16))["OMP_NUM_THREADS"] == "1"
+    assert report.set_environment(tmp_path, asked(1))["OMP_WAIT_POLICY"] == "PASSIVE"
+    assert "FILIMDB_STORED" not in report.set_environment(tmp_path, asked(1))
+    assert report.set_environment(tmp_path, asked(1, True))["FILIMDB_STORED"] == "1"
     monkeypatch.setenv("OMP_NUM_THREADS", "5")
     monkeypatch.setenv("OMP_WAIT_POLICY", "ACTIVE")
-    env = report.set_environment(tmp_path, 3)
+    env = report.set_environment(tmp_path, asked(3))
     assert (env["OMP_NUM_THREADS"], env["OMP_WAIT_POLICY"]) == ("5", "ACTIVE")

@@ -9,19 +9,23 @@ import shutil
 import subprocess
 import sys
 
-import conftest  # first: it puts helpers.py on the path
 import pytest
 import torch
-from test_evaluate import options, predictions, run, write_filimdb
+from tools import ROOT, TODAY, made_up_reviews, options, predictions, run, write_filimdb
 from transformers import BertForSequenceClassification, BertTokenizer
 
+import checkpoints
 import evaluate
+import files
+import handin
 import helpers
-from helpers import InputError, load_classifier, probabilities, save_classifier
+import runtime
+from files import InputError
+from helpers import load_classifier, probabilities, save_classifier
 
-OTHER = conftest.ROOT / (".venv-2019/bin/python" if conftest.TODAY else ".venv/bin/python")
+OTHER = ROOT / (".venv-2019/bin/python" if TODAY else ".venv/bin/python")
 READY = OTHER.parent.parent / "ready"
-TEXTS, LABELS = conftest.made_up_reviews(40)
+TEXTS, LABELS = made_up_reviews(40)
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +52,7 @@ def logits_of_transformers(folder):
     """Return what transformers' own classes make of the texts, as a user would call them."""
     model = BertForSequenceClassification.from_pretrained(folder).eval()
     tokenizer = BertTokenizer.from_pretrained(folder)
-    rows = [helpers.vectorize_ex(helpers.kept_words(text, 9, "tail"), None, 12, tokenizer, "tail")
+    rows = [helpers.vectorize_ex(helpers.truncate_words(text, 9, "tail"), None, 12, tokenizer, "tail")
             for text in TEXTS]
     ids, segments, mask = (torch.tensor([row[i] for row in rows]) for i in range(3))
     with torch.no_grad():
@@ -76,20 +80,21 @@ def test_transformers_reads_the_folder_itself(params, saved):
         config = json.load(file)
     assert config["architectures"] == ["BertForSequenceClassification"]
     assert config["model_type"] == "bert" and "cpu_attention" not in json.dumps(config)
-    if conftest.TODAY:
+    if TODAY:
         from transformers import AutoModelForSequenceClassification, AutoTokenizer
         assert type(AutoModelForSequenceClassification.from_pretrained(saved)) is type(model)
         assert AutoTokenizer.from_pretrained(saved).model_max_length == 512
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not READY.exists(), reason="the other stack is not installed")
 def test_the_other_stack_reads_the_folder(params, saved, tmp_path):
-    code = ("import sys, json, conftest, test_saving as t, helpers\n"
+    code = ("import sys, json, tools, test_saving as t, helpers\n"
             "back = helpers.load_classifier(sys.argv[1])\n"
             "both = [helpers.classifier_logits(t.TEXTS, back), t.logits_of_transformers(sys.argv[1])[0]]\n"
             "json.dump([rows.tolist() for rows in both], open(sys.argv[2], 'w'))\n")
     done = subprocess.run([str(OTHER), "-c", code, saved, str(tmp_path / "logits")], env=dict(
-        os.environ, PYTHONPATH=f"{conftest.ROOT}:{conftest.ROOT / 'tests'}"),
+        os.environ, PYTHONPATH=f"{ROOT}:{ROOT / 'tests'}"),
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     assert done.returncode == 0, done.stdout.decode()
     for logits in json.loads((tmp_path / "logits").read_text()):
@@ -200,9 +205,9 @@ def test_a_broken_model_is_not_saved(params, tmp_path):
 def test_the_tokenizer_keeps_its_settings(tiny_bert, tmp_path):
     """Pretraining writes a folder too: it must split Chinese as the checkpoint did."""
     folder = shutil.copytree(tiny_bert, str(tmp_path / "bert"))
-    helpers.save_json(os.path.join(folder, "tokenizer_config.json"), {"tokenize_chinese_chars": False})
+    files.save_json(os.path.join(folder, "tokenizer_config.json"), {"tokenize_chinese_chars": False})
     model, tokenizer = helpers.load_bert(folder)
-    helpers.save_bert(str(tmp_path / "again"), model, tokenizer, {})
+    checkpoints.save_bert(str(tmp_path / "again"), model, tokenizer, {})
     text = "\u96fb\u5f71 is a film"
     there, back = (helpers.load_bert(str(tmp_path / name))[1] for name in ("bert", "again"))
     assert there.tokenize(text) == back.tokenize(text) == ["[UNK]", "is", "a", "film"]
@@ -238,11 +243,12 @@ WAYS = {"as they are": lambda value: value, "a deep copy": copy.deepcopy,
         "pickled before": lambda value: pickle.loads(pickle.dumps(value))}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", WAYS)
 def test_pickled_params_classify_in_another_process(way, params, tmp_path):
     (tmp_path / "params").write_bytes(pickle.dumps(WAYS[way]((params, TEXTS))))
     done = subprocess.run([sys.executable, "-c", PICKLED, str(tmp_path / "params"), str(tmp_path / "p")],
-                          env=dict(os.environ, PYTHONPATH=str(conftest.ROOT)), stdout=subprocess.PIPE,
+                          env=dict(os.environ, PYTHONPATH=str(ROOT)), stdout=subprocess.PIPE,
                           stderr=subprocess.STDOUT)
     assert done.returncode == 0, done.stdout.decode()
     assert torch.equal(torch.load(str(tmp_path / "p")), probabilities(TEXTS, params))
@@ -251,21 +257,22 @@ def test_pickled_params_classify_in_another_process(way, params, tmp_path):
 def test_torch_save_and_load(params, tmp_path):
     with open(str(tmp_path / "params.pt"), "wb") as file:
         torch.save(params, file)
-    everything = {"weights_only": False} if helpers.WEIGHTS_ONLY else {}
+    everything = {"weights_only": False} if runtime.WEIGHTS_ONLY else {}
     back = torch.load(str(tmp_path / "params.pt"), **everything)
     assert torch.equal(probabilities(TEXTS, back), probabilities(TEXTS, params))
 
 
+@pytest.mark.slow
 def test_a_copy_of_the_module_pickles_too(params, tmp_path, tiny_bert):
     """Handed in as classifier.py it registers its attention under its own name."""
-    shutil.copy(str(conftest.ROOT / "helpers.py"), str(tmp_path / "classifier.py"))
-    make = ("import classifier, pickle, sys\nfrom conftest import made_up_reviews\n"
+    (tmp_path / "classifier.py").write_text(handin.join(ROOT), encoding="utf-8")
+    make = ("import classifier, pickle, sys\nfrom tools import made_up_reviews\n"
             "texts, labels = made_up_reviews(12)\n"
             "params = classifier.train(texts, labels, model=sys.argv[1], seq_len=12, epochs=1)\n"
             "pickle.dump((params, texts), open(sys.argv[2], 'wb'))\n")
     use = "import pickle, sys\nparams, texts = pickle.load(open(sys.argv[1], 'rb'))\n" \
           "import classifier\nprint(len(classifier.classify(texts, params)))\n"
-    path = f"{tmp_path}:{conftest.ROOT / 'tests'}"
+    path = f"{tmp_path}:{ROOT / 'tests'}"
     for code, argv in ((make, [tiny_bert, str(tmp_path / "p")]), (use, [str(tmp_path / "p")])):
         done = subprocess.run([sys.executable, "-c", code, *argv], env=dict(os.environ, PYTHONPATH=path),
                               stdout=subprocess.PIPE, stderr=subprocess.STDOUT)

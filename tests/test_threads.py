@@ -5,15 +5,16 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 
-import conftest  # first: it puts helpers.py on the path
 import pytest
 import torch
-from conftest import made_up_reviews
-from test_studies import DEV, TRAIN, core, files
+from tools import DEV, TODAY, TRAIN, core, made_up_reviews, names_in
 
+import cpu
 import helpers
 import studies
-from helpers import WEIGHTS_ONLY, classify, load_bert, pretrain, train, weights_digest
+from checkpoints import weights_digest
+from helpers import classify, load_bert, pretrain, train
+from runtime import WEIGHTS_ONLY
 
 TEXTS, LABELS = made_up_reviews(40)
 QUICK = dict(seq_len=32, epochs=4, batch_size=8, accumulation=1, lr=1e-3, dropout=0.3)
@@ -71,7 +72,7 @@ def test_who_loads_and_classifies_beside_a_training_changes_nothing(tiny_bert):
     assert beside == alone and others and all(other == labels for other in others)
 
 
-@pytest.mark.skipif(not conftest.TODAY, reason="PyTorch 1.3 drops by the process's generator")
+@pytest.mark.skipif(not TODAY, reason="PyTorch 1.3 drops by the process's generator")
 def test_who_seeds_pytorch_beside_a_training_changes_nothing(tiny_bert, monkeypatch):
     alone, sample = outcome(tiny_bert, 0), helpers.sample_of_step
 
@@ -91,17 +92,17 @@ def test_threads_classify_with_the_same_params(tiny_bert):
         expected[:len(part)] for part in parts]
 
 
-@pytest.mark.skipif(not conftest.TODAY, reason="PyTorch 1.3 has no such threads")
+@pytest.mark.skipif(not TODAY, reason="PyTorch 1.3 has no such threads")
 def test_pools_that_begin_at_once_compute_alone(monkeypatch):
     """A thread of a pool with several cores would wait for its own pool: for ever."""
     set_number = torch.set_num_threads
     monkeypatch.setattr(torch, "set_num_threads", lambda n: set_number(n) or time.sleep(0.05))
-    helpers.lone_threads.cache_clear()
-    pools = in_threads(helpers.lone_threads, [2, 3, 2, 4])
+    cpu.worker_threads.cache_clear()
+    pools = in_threads(cpu.worker_threads, [2, 3, 2, 4])
     cores = [set(pool.map(lambda _: torch.get_num_threads(), range(8))) for pool in pools]
     for pool in pools:
         pool.shutdown()
-    helpers.lone_threads.cache_clear()
+    cpu.worker_threads.cache_clear()
     set_number(1)
     assert cores == [{1}] * 4
 
@@ -124,5 +125,5 @@ def test_trials_in_threads_are_those_one_after_another(tiny_bert, tmp_path, monk
     found = in_threads(lambda _: studies.run_trials(grid, TRAIN, DEV, str(tmp_path / "threads")),
                        range(4))
     assert overlaps == [1] * len(grid), "a trial's seconds and memory are its own; none runs twice"
-    assert files(tmp_path / "threads") == files(tmp_path / "here")
+    assert names_in(tmp_path / "threads") == names_in(tmp_path / "here")
     assert [list(map(core, rows)) for rows in found] == [list(map(core, here))] * 4

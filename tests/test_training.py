@@ -12,19 +12,22 @@ import subprocess
 import sys
 import types
 
-import conftest  # first: it puts helpers.py on the path
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 import transformers
-from conftest import TODAY, fill, made_up_reviews, make_tiny_bert
+from tools import ROOT, TODAY, fill, made_up_reviews, make_tiny_bert
 
+import checkpoints
+import files
 import helpers
+import runtime
+from checkpoints import weights_digest
+from files import InputError
 from helpers import (
     IGNORE,
     Diverged,
-    InputError,
     classifier_forward,
     fit,
     load_bert,
@@ -32,13 +35,12 @@ from helpers import (
     make_config,
     make_optimizer,
     mlm_forward,
-    padded,
+    pad,
     summed_loss,
     train,
-    weights_digest,
 )
 
-REFERENCE = conftest.ROOT / "tests" / "reference_losses.json"
+REFERENCE = ROOT / "tests" / "reference_losses.json"
 CPU = torch.device("cpu")
 QUIET = {"dropout": 0.0, "attention_dropout": 0.0}
 TEXTS, LABELS = made_up_reviews(60)
@@ -102,7 +104,7 @@ def window_of(rows, labels, parts, mlm=False):
     made, start = [], 0
     for size in parts:
         some = slice(start, start + size)
-        batch = padded(rows[some], 0)
+        batch = pad(rows[some], 0)
         if mlm:
             batch["labels"] = torch.full_like(batch["input_ids"], IGNORE)
             for i, at in enumerate(labels[some]):
@@ -186,7 +188,7 @@ def test_accumulation_is_exact(tiny_bert, n, parts, mlm):
 
 
 def test_a_micro_batch_without_targets(tiny_bert):
-    """Few masked pieces may all fall into one micro-batch: the others count for nothing."""
+    """Few masked tokens may all fall into one micro-batch: the others count for nothing."""
     model = fill(load_bert(tiny_bert, "mlm", 0.0, 0.0)[0], seed=2)
     loss, expected = by_hand(model, ROWS[:1], MASKED[:1], True)
     model.zero_grad()
@@ -265,7 +267,7 @@ def test_the_loop_is_the_librarys_trainer(cache, tiny_bert, tmp_path):
     history = train(texts, labels, model=tiny_bert, **settings)["history"]
     model, tokenizer = load_bert(tiny_bert, "classifier", 0.0, 0.0)
     order = [i for step in range(50) for i in helpers.sample_of_step(160, 16, step, 0)]
-    rows = [dict(ids=helpers.framed(tokenizer(texts[i], add_special_tokens=False)["input_ids"], 48,
+    rows = [dict(ids=helpers.add_special_tokens(tokenizer(texts[i], add_special_tokens=False)["input_ids"], 48,
                                     "head+tail", tokenizer), label=int(labels[i] == "pos"))
             for i in order]
     seen = []
@@ -280,7 +282,7 @@ def test_the_loop_is_the_librarys_trainer(cache, tiny_bert, tmp_path):
             return loss
 
     def collate(some):
-        return dict(padded([row["ids"] for row in some], 0),
+        return dict(pad([row["ids"] for row in some], 0),
                     labels=torch.tensor([row["label"] for row in some]))
 
     Trainer(model, transformers.TrainingArguments(
@@ -362,7 +364,7 @@ def test_out_of_memory_in_a_thread_too(cache, tiny_bert, two_threads, monkeypatc
 
 def spied_autocast(monkeypatch):
     """Return the dtypes that helpers.autocast's contexts compute a product in, as they are made."""
-    made, true_autocast = [], helpers.autocast
+    made, true_autocast = [], runtime.autocast
 
     def autocast(*args):
         with true_autocast(*args):
@@ -379,7 +381,7 @@ def test_half_precision_is_for_the_forward_pass_alone(cache, tiny_bert, monkeypa
     def run(**settings):
         if work == "pretrain":
             path = helpers.pretrain(TEXTS, model=tiny_bert, epochs=2, **settings)["path"]
-            return helpers.load_bert(path, "mlm")[0], helpers.read_note(path)
+            return helpers.load_bert(path, "mlm")[0], checkpoints.read_note(path)
         params = train(TEXTS, LABELS, dev=(TEXTS, LABELS), model=tiny_bert,
                        **dict(QUIET, batch_size=8, epochs=2, **settings))
         return params["model"], params
@@ -402,10 +404,10 @@ def test_half_precision_is_for_the_forward_pass_alone(cache, tiny_bert, monkeypa
 @pytest.mark.skipif(not hasattr(torch, "autocast"), reason="torch 1.3 has no bfloat16 products")
 def test_a_classification_may_have_a_precision_of_its_own(cache, tiny_bert, monkeypatch):
     params = train(TEXTS, LABELS, **dict(QUIET, model=tiny_bert, epochs=2))
-    pieces, logits = helpers.tokenize_all(TEXTS, params["tokenizer"]), {}
+    tokens, logits = helpers.tokenize_all(TEXTS, params["tokenizer"]), {}
     for precision in ("auto", "bf16"):
         config = helpers.make_config(**dict(QUIET, model=tiny_bert, precision=precision))
-        logits[precision] = helpers.predict_logits(params["model"], pieces, params["tokenizer"],
+        logits[precision] = helpers.predict_logits(params["model"], tokens, params["tokenizer"],
                                                    config)
     assert logits["bf16"].dtype == torch.float32 and not torch.equal(*logits.values())
     assert torch.allclose(*logits.values(), atol=0.03)
@@ -433,9 +435,9 @@ def test_a_line_stands_above_the_bars_that_are_shown(monkeypatch):
     screen = io.StringIO()
     screen.isatty = lambda: True
     monkeypatch.setattr(sys, "stdout", screen)
-    bar = helpers.progress_bar(7, "trials", "trial")
-    helpers.say("goes on")
-    helpers.warn("mind")
+    bar = runtime.progress_bar(7, "trials", "trial")
+    files.say("goes on")
+    files.warn("mind")
     bar.update(1)
     bar.close()
     shown = [line.split("\r")[-1].rstrip() for line in screen.getvalue().split("\n")]
@@ -443,8 +445,8 @@ def test_a_line_stands_above_the_bars_that_are_shown(monkeypatch):
 
 
 def test_a_log_gets_lines(capsys):
-    bar = helpers.progress_bar(7, "trials", "trial")
-    helpers.say("goes on")
+    bar = runtime.progress_bar(7, "trials", "trial")
+    files.say("goes on")
     bar.close()
     assert capsys.readouterr().out == "goes on\n"
 
@@ -552,7 +554,7 @@ def test_a_damaged_checkpoint_is_set_aside(cache, tiny_bert, monkeypatch, capsys
 KILLED = """
 import os, signal, sys
 sys.path[:0] = [{tests!r}]
-import conftest, helpers, torch
+import checkpoints, helpers, tools, torch
 from test_training import whole_run
 torch.set_num_threads(1)
 helpers.CHECKPOINT_SECONDS = 0
@@ -577,10 +579,11 @@ for owner, name, calls in ((helpers, "summed_loss", 9), (os, "fsync", 3)):
     print("files", sum(name.endswith(".checkpoint") for name in os.listdir(
         os.path.join(os.environ["FILIMDB_CACHE"], "runs"))))
 params = whole_run({model!r})
-print("weights", helpers.weights_digest(params["model"]))
+print("weights", checkpoints.weights_digest(params["model"]))
 """
 
 
+@pytest.mark.slow
 def test_killed_runs_go_on_from_their_last_checkpoint(cache, tiny_bert):
     undisturbed = whole_run(tiny_bert)
     code = KILLED.format(tests=os.path.dirname(os.path.abspath(__file__)), model=tiny_bert)
@@ -738,7 +741,7 @@ def test_the_curve_is_measured_through_every_epoch(cache, tiny_bert):
         assert row["dev_accuracy"] == pytest.approx(helpers.accuracy(LABELS[:11], predicted))
         assert row["train_accuracy"] == pytest.approx(
             helpers.accuracy(LABELS, helpers.classify(TEXTS, params_)))
-    logits = torch.cat([params["model"](torch.tensor([helpers.framed(
+    logits = torch.cat([params["model"](torch.tensor([helpers.add_special_tokens(
         tokenizer.convert_tokens_to_ids(tokenizer.tokenize(text)), 64, "head+tail", tokenizer)]))[0]
         for text in TEXTS[:11]])
     loss = F.cross_entropy(logits, torch.tensor([int(label == "pos") for label in LABELS[:11]]))
@@ -828,5 +831,5 @@ if __name__ == "__main__":
         os.environ["FILIMDB_CACHE"] = folder
         torch.set_num_threads(1)
         found = run_reference(make_tiny_bert(os.path.join(folder, "tiny")))
-        helpers.save_json(str(REFERENCE), {key: value[:20] if isinstance(value, list) else value
+        files.save_json(str(REFERENCE), {key: value[:20] if isinstance(value, list) else value
                                            for key, value in found.items()})

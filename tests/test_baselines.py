@@ -1,13 +1,14 @@
 """The baselines against independent ones, by hand, and on the same words as BERT."""
-import conftest
 import numpy as np
 import pytest
 import torch
+from tools import made_up_reviews
 
-import baselines_new as baselines
+import checkpoints
 import helpers
-from baselines_new import frozen_features, naive_bayes, texts_as_read, tfidf_regression
-from helpers import InputError, accuracy
+import helpers as baselines
+from files import InputError
+from helpers import accuracy, frozen_features, naive_bayes, texts_as_read, tfidf_regression
 
 
 def test_naive_bayes_is_the_one_written_by_hand(sample):
@@ -29,7 +30,7 @@ def test_naive_bayes_by_hand():
 def test_tfidf_regression_by_hand():
     """Against the formulas: smoothed idf, 1 + log tf, length 1; and against another optimizer."""
     from scipy.optimize import minimize
-    texts, labels = conftest.made_up_reviews(40)
+    texts, labels = made_up_reviews(40)
     terms = [text.split() + [" ".join(pair) for pair in zip(text.split(), text.split()[1:])]
              for text in texts]
     vocabulary = sorted({term for row in terms[:30] for term in row})
@@ -78,7 +79,7 @@ def test_the_same_words_as_bert(tiny_bert, tokenizer, reviews):
         for words in (0, 5):
             config = helpers.make_config(model=tiny_bert, seq_len=12, keep=keep, words=words)
             for text, read in zip(texts, texts_as_read(texts, tokenizer, config)):
-                ids = helpers.vectorize_ex(helpers.kept_words(text, words, keep), None, 12,
+                ids = helpers.vectorize_ex(helpers.truncate_words(text, words, keep), None, 12,
                                            tokenizer, keep)[0]
                 kept = [i for i in ids if i not in tokenizer.all_special_ids
                         or i == tokenizer.unk_token_id]
@@ -108,10 +109,10 @@ def test_frozen_features_by_hand(tiny_bert, reviews):
 
 def test_frozen_features_leave_the_model_alone(tiny_bert):
     model, tokenizer = helpers.load_bert(tiny_bert)
-    config, before = helpers.make_config(model=tiny_bert), helpers.weights_digest(model)
+    config, before = helpers.make_config(model=tiny_bert), checkpoints.weights_digest(model)
     state = torch.get_rng_state()
     frozen_features(["a good film"], model.train(), tokenizer, config)
-    assert helpers.weights_digest(model) == before and model.training
+    assert checkpoints.weights_digest(model) == before and model.training
     assert torch.equal(torch.get_rng_state(), state) and model.config.num_labels == 2
 
 

@@ -19,8 +19,7 @@ import numpy as np
 import pandas as pd
 
 import helpers
-from helpers import InputError
-from studies import number_of
+from files import InputError
 
 # ---- trials as a table -------------------------------------------------------------------------
 
@@ -112,6 +111,11 @@ def estimate(values):
     lowest = -300.0
     p = 10 ** brentq(excess, lowest, 0.0) if excess(lowest) > 0 else 0.0
     return Estimate(mean, half, float(p))
+
+
+def number_of(n, noun):
+    """Return a number with its noun: "1 seed", "3 seeds"."""
+    return f"{n:,} {noun}{'s' * (n != 1)}"
 
 
 def as_array(correct):
@@ -240,8 +244,18 @@ def as_family(effects):
     """Return effects with p adjusted over all of them: the family that a page judges together."""
     p_values = holm([effect.p if effect.n_seeds > 1 else math.nan for effect in effects])
     size = sum(not math.isnan(p) for p in p_values)
-    return [dataclasses.replace(effect, p_adjusted=p, family=max(1, size))
-            for effect, p in zip(effects, p_values)]
+    return Effects(dataclasses.replace(effect, p_adjusted=p, family=max(1, size))
+                   for effect, p in zip(effects, p_values))
+
+
+class Effects(list):
+    """A family of Effects, which a notebook shows as a table."""
+
+    def __repr__(self):
+        return "\n".join(effect.text for effect in self)
+
+    def _repr_html_(self):
+        return effects_table(self).to_html(index=False, escape=True, border=0)
 
 
 Cell = namedtuple("Cell", "by_seed trials")  # {(seed, data_seed): 0/1 a review}; number of trials

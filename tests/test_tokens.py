@@ -1,15 +1,16 @@
-"""Text to pieces: vectorize_ex against the tokenizer's own encoder, truncation, the cache."""
+"""Text to tokens: vectorize_ex against the tokenizer's own encoder, truncation, the cache."""
 import os
 import re
 
 import numpy as np
 import pytest
-from conftest import ROOT, SOAK, TODAY, WORDS
 from hypothesis import given
 from hypothesis import strategies as st
+from tools import ROOT, SOAK, WORDS, by_the_library
 
+import files
 import helpers
-from helpers import kept, kept_words, tokenize_all, vectorize_ex
+from helpers import tokenize_all, truncate, truncate_words, vectorize_ex
 
 KEEPS = ["head", "tail", "head+tail"]
 ANY = st.text(st.one_of(st.sampled_from("ab \x85\t\u00e9\u96fb\U0001f600.'"),
@@ -17,18 +18,6 @@ ANY = st.text(st.one_of(st.sampled_from("ab \x85\t\u00e9\u96fb\U0001f600.'"),
 WORDY = st.lists(st.sampled_from([*WORDS, "lovely.", "gr\u00e9at", "[SEP]", "unheard-of", "(a)"]),
                  max_size=40).map(" ".join)
 TEXTS = st.one_of(ANY, WORDY)
-
-
-def by_the_library(tokenizer, text, n):
-    """Return (input_ids, segment_ids, input_mask) of n pieces by the tokenizer's own encoder."""
-    if TODAY:
-        made = tokenizer(text, truncation=True, max_length=n, padding="max_length",
-                         return_token_type_ids=True)
-        return made["input_ids"], made["token_type_ids"], made["attention_mask"]
-    ids = tokenizer.encode(text, add_special_tokens=True)
-    if len(ids) > n:
-        ids = ids[:n - 1] + ids[-1:]
-    return ids + [0] * (n - len(ids)), [0] * n, [1] * len(ids) + [0] * (n - len(ids))
 
 
 def some_reviews(folder):
@@ -63,15 +52,15 @@ def test_what_always_holds(tokenizer, text, n, keep):
     assert input_ids[real - 1] == tokenizer.sep_token_id
     assert input_ids[real:] == [tokenizer.pad_token_id] * (n - real)
     assert all(type(i) is int and 0 <= i < len(tokenizer) for i in input_ids)
-    pieces, room = tokenizer.convert_tokens_to_ids(tokenizer.tokenize(text)), n - 2
+    tokens, room = tokenizer.convert_tokens_to_ids(tokenizer.tokenize(text)), n - 2
     survived = input_ids[1:real - 1]
-    if len(pieces) <= room:
-        assert survived == pieces
+    if len(tokens) <= room:
+        assert survived == tokens
     else:
         assert len(survived) == room
         first = {"head": room, "tail": 0, "head+tail": room // 4}[keep]
-        assert survived[:first] == pieces[:first]
-        assert survived[first:] == pieces[first - room:] or first == room
+        assert survived[:first] == tokens[:first]
+        assert survived[first:] == tokens[first - room:] or first == room
 
 
 def test_lone_surrogates_are_dropped(cache, tokenizer):
@@ -80,8 +69,8 @@ def test_lone_surrogates_are_dropped(cache, tokenizer):
         expected = vectorize_ex(whole, None, 16, tokenizer)
         assert vectorize_ex(text, None, 16, tokenizer) == expected
         for kind in tokenizer, Slow(tokenizer):
-            pieces = list(helpers.tokenize([text], kind))[0].tolist()
-            assert [*pieces, 3] == expected[0][1:sum(expected[2])]
+            tokens = list(helpers.tokenize([text], kind))[0].tolist()
+            assert [*tokens, 3] == expected[0][1:sum(expected[2])]
 
 
 def test_128_and_382_pieces_of_a_long_review(tokenizer):
@@ -101,15 +90,15 @@ def test_a_seq_len_out_of_bounds_is_a_value_error_with_both_numbers(tokenizer, n
 
 
 class Letters:
-    """A tokenizer that knows nothing of a limit: a letter is a piece."""
+    """A tokenizer that knows nothing of a limit: a letter is a token."""
 
     cls_token_id, sep_token_id, pad_token_id = 1, 2, 0
 
     def tokenize(self, text):
         return list(text)
 
-    def convert_tokens_to_ids(self, pieces):
-        return [ord(piece) for piece in pieces]
+    def convert_tokens_to_ids(self, tokens):
+        return [ord(token) for token in tokens]
 
 
 @pytest.mark.parametrize("limit", [None, int(1e30), 512, 100])
@@ -138,13 +127,13 @@ def test_kept_items(items, n, keep):
     first = {"head": n, "tail": 0, "head+tail": int(n / 4)}[keep]
     slow = [item for i, item in enumerate(items)
             if len(items) <= n or i < first or i >= len(items) - (n - first)]
-    assert kept(items, n, keep) == slow
+    assert truncate(items, n, keep) == slow
 
 
 @given(TEXTS, st.integers(0, 45), st.sampled_from(KEEPS))
 def test_kept_words(text, k, keep):
     words = text.split()
-    got = kept_words(text, k, keep)
+    got = truncate_words(text, k, keep)
     if k == 0 or len(words) <= k:
         assert got == text
         return
@@ -158,10 +147,10 @@ def test_kept_words(text, k, keep):
 
 def test_words_are_spelled_as_they_were():
     text = "  It's  (not)\tB\u00c4D\u2026 at\x85all  "
-    assert kept_words(text, 2, "head").strip() == "It's  (not)"
-    assert kept_words(text, 2, "tail") == "at\x85all"
-    assert kept_words(text, 4, "head+tail").strip() == "It's B\u00c4D\u2026 at\x85all"
-    assert kept_words(text, 0, "head") == kept_words(text, 6, "tail") == text
+    assert truncate_words(text, 2, "head").strip() == "It's  (not)"
+    assert truncate_words(text, 2, "tail") == "at\x85all"
+    assert truncate_words(text, 4, "head+tail").strip() == "It's B\u00c4D\u2026 at\x85all"
+    assert truncate_words(text, 0, "head") == truncate_words(text, 6, "tail") == text
 
 
 def one_by_one(texts, tokenizer):
@@ -192,16 +181,16 @@ def cache(tmp_path, monkeypatch):
 @pytest.mark.parametrize("kind", [lambda tokenizer: tokenizer, Slow])
 def test_all_at_once_is_one_by_one(cache, sample, reviews, tokenizer, kind):
     texts = reviews[0] + helpers.read_lines(os.path.join(sample, "dev-b.texts")) * 4  # > 2 chunks
-    pieces = tokenize_all(texts, kind(tokenizer))
+    tokens = tokenize_all(texts, kind(tokenizer))
     expected = one_by_one(texts, tokenizer)
-    assert [pieces[i] for i in range(len(pieces))] == expected
-    assert pieces.lengths == [len(row) for row in expected] and len(pieces) == len(texts)
+    assert [tokens[i] for i in range(len(tokens))] == expected
+    assert tokens.lengths == [len(row) for row in expected] and len(tokens) == len(texts)
 
 
 @given(st.lists(TEXTS, min_size=1, max_size=5))
 def test_any_texts_at_once_are_one_by_one(tokenizer, texts):
-    pieces = tokenize_all(texts, tokenizer)
-    assert [pieces[i] for i in range(len(pieces))] == one_by_one(texts, tokenizer)
+    tokens = tokenize_all(texts, tokenizer)
+    assert [tokens[i] for i in range(len(tokens))] == one_by_one(texts, tokenizer)
 
 
 def test_no_texts(cache, tokenizer):
@@ -231,14 +220,14 @@ def test_another_vocabulary_is_tokenized_anew(cache, reviews, tokenizer):
 
     tokenize_all(reviews[0], tokenizer)
     tokenize_all(reviews[0], Other(tokenizer))
-    assert len(list((cache / "pieces").iterdir())) == 2
+    assert len(list((cache / "tokens").iterdir())) == 2
 
 
 def test_a_damaged_cache_is_set_aside_and_done_again(cache, tokenizer, capsys):
     texts = ["good film", "a bad one", ""]
     expected = one_by_one(texts, tokenizer)
     tokenize_all(texts, tokenizer)
-    path, = (cache / "pieces").iterdir()
+    path, = (cache / "tokens").iterdir()
     whole = path.read_bytes()
     harmful = [whole[:size] for size in (0, 5, 60, 128, 129, len(whole) - 1)]
     harmful += [whole[:at] + bytes([whole[at] ^ bit]) + whole[at + 1:]
@@ -246,12 +235,12 @@ def test_a_damaged_cache_is_set_aside_and_done_again(cache, tokenizer, capsys):
     told = 0
     for damaged in harmful:
         path.write_bytes(damaged)
-        pieces = tokenize_all(texts, tokenizer)
-        assert [pieces[i] for i in range(len(texts))] == expected
-        del pieces
+        tokens = tokenize_all(texts, tokenizer)
+        assert [tokens[i] for i in range(len(texts))] == expected
+        del tokens
         told += "is damaged" in capsys.readouterr().out
     assert told > 0.7 * len(harmful)  # a flip among the header's blanks does no harm
-    assert (cache / "pieces" / (path.name + ".damaged")).exists()
+    assert (cache / "tokens" / (path.name + ".damaged")).exists()
 
 
 def test_two_processes_at_once(cache, sample, tokenizer):
@@ -273,7 +262,7 @@ def test_two_processes_at_once(cache, sample, tokenizer):
     os.close(write)
     assert [os.waitpid(child, 0)[1] for child in children] == [0, 0]
     os.close(read)
-    assert len(list((cache / "pieces").iterdir())) == 1
+    assert len(list((cache / "tokens").iterdir())) == 1
 
 
 IDS = "161cfbf5084221ab2d68c2dafab0436c13623ded9bcf51085a7ae347f736e96d"
@@ -282,4 +271,4 @@ IDS = "161cfbf5084221ab2d68c2dafab0436c13623ded9bcf51085a7ae347f736e96d"
 def test_ids_are_the_same_on_both_stacks(sample, reviews, tokenizer):
     texts = reviews[0] + helpers.read_lines(os.path.join(sample, "dev.texts"))[:50]
     rows = [vectorize_ex(text, None, 200, tokenizer, keep)[0] for text in texts for keep in KEEPS]
-    assert helpers.digest(np.array(rows, dtype=np.int64)) == IDS
+    assert files.digest(np.array(rows, dtype=np.int64)) == IDS

@@ -2,16 +2,16 @@
 import itertools
 import math
 
-import conftest
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tools import SOAK
 
+import effects as stats
 import helpers
-import stats_new as stats
-from helpers import InputError
-from stats_new import Effect, as_table, compare, compare_to, estimate, factorial, judge
+from effects import Effect, as_table, compare, compare_to, estimate, factorial, judge
+from files import InputError
 
 
 def a_row(correct, seed=0, mark="", **config):
@@ -206,13 +206,13 @@ QUICK = {  # cell: its coverage with 4,000 draws
     (5, 500, 0, 0.5, 0): 0.968, (5, 2000, 0, 0.5, 0.02): 0.969, (10, 500, 0.01, 0, 0.02): 0.967}
 
 
-@pytest.mark.parametrize("cell", CELLS if conftest.SOAK else QUICK, ids=str)
+@pytest.mark.parametrize("cell", CELLS if SOAK else QUICK, ids=str)
 def test_coverage(cell):
     """In soak every cell holds the truth in 93 to 99 %; else some do so as often as they did."""
-    n = 4000 if conftest.SOAK else 600
+    n = 4000 if SOAK else 600
     held, half, found = coverage(n, *cell)
     print(f"\n| {cell} | {100 * held:.1f} | {100 * half:.2f} | {100 * found:.1f} |")
-    if conftest.SOAK:
+    if SOAK:
         assert 0.93 <= held <= 0.99
     else:
         expected = QUICK[cell]
@@ -465,7 +465,7 @@ def test_what_a_run_can_see():
 def test_what_a_run_can_see_by_simulation(cell):
     n_seeds, n_reviews, sd, persisting = cell
     effect = stats.smallest_visible(n_seeds, n_reviews, 100 * sd, 0.12, persisting) / 100
-    found = coverage(4000 if conftest.SOAK else 500, *cell, effect)[2]
+    found = coverage(4000 if SOAK else 500, *cell, effect)[2]
     assert 0.70 < found < 0.92, found
 
 

@@ -54,7 +54,7 @@ def make_project(folder, profile="epochs: 2\nlr: 3.0e-5\n"):
     """Lay out report.py, its parts, notebooks/ and profiles/ in a folder of their own."""
     for name in "notebooks", "profiles":
         (folder / name).mkdir(parents=True)
-    for name in ("report.py", "parameters.py", "pages.py", "report.html.j2",
+    for name in ("report.py", "parameters.py", "pages.py", "report.html.j2", "files.py",
                  "assignment.py"):
         shutil.copy(str(ROOT / name), str(folder))
     (folder / "profiles" / "sample.yml").write_text(profile, encoding="utf-8")
@@ -88,9 +88,9 @@ def add_gallery(notebooks):
         "<figcaption>Accuracy by length</figcaption></figure>'))\n"
         f'Image(data=__import__("base64").b64decode("{png(40, 40)}"))',
         "## What the figure says\n\nThe same heading again.",
-        'rows = [dict(question="Q1. Is <b>long</b> better?", holds=True, point="3a", figure="01",\n'
+        'rows = [dict(question="Q1. Is <b>long</b> better?", verdict="supported", point="3a", figure="01",\n'
         '             answer="+1.2 points: 71.5 ± 0.4 % (3 seeds). The rest is detail."),\n'
-        '        dict(question="Q2. Does the tail help?", answer="within noise", holds=None, point="", figure="")]\n'
+        '        dict(question="Q2. Does the tail help?", answer="within noise", verdict="", point="", figure="")]\n'
         "for row in rows:\n"
         "    display(HTML('<p class=\"answer\"><strong>Is it?</strong> +1.2 points <em>As expected.'\n"
         "                 '</em></p>'), metadata=dict(answer=row))\n"
@@ -140,17 +140,21 @@ def spelled(way):
 
 def evil_outputs(folder):
     """Return a cell's outputs for each way in which a review's text reaches a page."""
+    from tools import bare_study
+
     import figures
-    shown, show = [], figures.show_html
-    figures.show_html = lambda text, plain="", **metadata: shown.append((text, metadata))
+    import studies
+    shown, show = [], studies.show_html
+    figures.show_html = studies.show_html = lambda text, plain="", **metadata: shown.append(
+        (text, metadata))
     try:
         figures.show_table([{evil("heading"): evil("table")}])
-        answers = figures.Answers("01_evil", str(folder), "full")
-        answers.give(evil("question"), evil("answer"), holds=True, point="3a")
-        answers.table()
+        study = bare_study()
+        study.answer("3a", evil("question"), evil("answer"), verdict=True)
+        study.summary()
         figures.save_figure(figures.new_figure()[0], "one", evil("caption"), str(folder))
     finally:
-        figures.show_html = show
+        figures.show_html = studies.show_html = show
     data = [
         {"text/plain": evil("plain")}, {"text/markdown": evil("markdown"), "text/plain": "<M>"},
         {"text/html": "<p>a model's name</p>", "text/plain": evil("not shown")}]
