@@ -245,7 +245,10 @@ def try_lock(path):
 def folder_lock(folder):
     """Hold a folder until the block ends; whoever comes second says so and waits."""
     import fcntl
-    with writing(folder, 0), open(os.path.join(folder, ".lock"), "w") as file:
+    path = os.path.join(folder, ".lock")
+    with writing(path, 0):  # the opening alone: an error of the block is not of this file
+        open(path, "a").close()
+    with open(path, "w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
