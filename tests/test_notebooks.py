@@ -59,6 +59,7 @@ def test_stored_stripped_for_both_stacks(name):
     for cell in nb["cells"]:
         assert "id" not in cell and cell["cell_type"] in ("code", "markdown")
         assert set(cell["metadata"]) <= {"tags"} and "".join(cell["source"]).strip()
+        assert set(cell["metadata"].get("tags", [])) <= {"parameters", "lesson", "folded"}
         if cell["cell_type"] == "code":
             assert cell["outputs"] == [] and cell["execution_count"] is None
         else:
@@ -225,6 +226,13 @@ def test_a_sentence_stands_before_each_source():
         for before, cell in zip(cells, cells[1:]):
             if "show_source(" in "".join(cell["source"]) and cell["cell_type"] == "code":
                 assert before["cell_type"] == "markdown", name
+
+
+@each
+def test_a_page_says_which_code_is_its_lesson(name):
+    lessons = [cell for cell in read_notebook(name)["cells"]
+               if "lesson" in cell["metadata"].get("tags", [])]
+    assert len(lessons) >= 3 and all(cell["cell_type"] == "code" for cell in lessons)
 
 
 def solutions(name):
