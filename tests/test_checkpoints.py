@@ -92,7 +92,7 @@ def test_a_training_holds_its_checkpoint_and_goes_on_from_an_old_one(work, cache
     capsys.readouterr()
     begin(work, tiny_bert)
     out = capsys.readouterr().out
-    assert "goes on from the checkpoint after step 2" in out and "stopped runs" not in out
+    assert "resuming from the checkpoint at step 2" in out and "stopped runs" not in out
 
 
 def test_a_disk_without_locks_serves_one_process(tmp_path, monkeypatch):
