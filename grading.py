@@ -75,16 +75,18 @@ def plan_pretraining(texts, overrides, clock):
         texts = texts[::math.ceil(len(texts) / most)]
         say(f"grading: {len(texts):,} texts are pretrained on: as many as can be tokenized")
     tokens = helpers.tokenize_all(texts, tokenizer)  # found by pretrain in the cache
-    measuring, step = time_pretraining(model, tokens, tokenizer, config, clock)
+    windows = helpers.windows_of(tokens.lengths, config.seq_len - 2)
+    measuring, step = time_pretraining(model, tokens, windows, tokenizer, config, clock)
     minutes = budget(clock, 2 * loading + measuring + 2 * step)
-    say(f"grading: pretraining on {len(texts):,} texts for {minutes:.1f} minutes, about "
-        f"{60 * minutes / step:,.0f} steps")
+    steps = config.epochs * math.ceil(len(windows) / config.batch_size)
+    say(f"grading: pretraining on {len(texts):,} texts, about "
+        f"{min(steps, 60 * minutes / step):,.0f} of {steps:,} steps, in {minutes:.1f} minutes at "
+        f"most")
     return texts, dict(overrides, max_minutes=minutes)
 
 
-def time_pretraining(model, tokens, tokenizer, config, clock):
+def time_pretraining(model, tokens, windows, tokenizer, config, clock):
     """Return the seconds of measuring the held-out loss, and of a step of masked LM."""
-    windows = helpers.windows_of(tokens.lengths, config.seq_len - 2)
     make = helpers.masked_batches(tokens, tokenizer, config, clock.device)
     step = make(windows[::math.ceil(len(windows) / config.batch_size)],
                 runtime.generator("timing"))
