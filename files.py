@@ -7,6 +7,7 @@ from __future__ import annotations
 import array
 import contextlib
 import csv
+import difflib
 import glob
 import hashlib
 import io
@@ -36,6 +37,37 @@ class InputError(ValueError):
     def __init__(self, message):
         """Take the message, less what a terminal would obey."""
         super().__init__(printable(message))
+
+    def _render_traceback_(self):
+        """Return what IPython shows in place of a traceback: one red line."""
+        return [red_line(self)]
+
+
+class Interrupted(KeyboardInterrupt):
+    """Ctrl-C, or a notebook's stop button, and in one line what was kept and how to go on."""
+
+    def __init__(self, message, *args):
+        """Take the message, and the args of the KeyboardInterrupt that it stands for."""
+        super().__init__(*args)
+        self.message = message
+
+    def __str__(self):
+        return self.message
+
+    def _render_traceback_(self):
+        """Return what IPython shows in place of a traceback: one red line."""
+        return [red_line(self)]
+
+
+def red_line(error):
+    """Return an exception as one line that a terminal, or a notebook, shows in red."""
+    return f"\x1b[31m{type(error).__name__}: {' '.join(printable(str(error)).split())}\x1b[0m"
+
+
+def nearest(name, names):
+    """Return what ends a message on an unknown name: the one meant, or else all that there are."""
+    near = difflib.get_close_matches(str(name), list(names), 1)
+    return f"; did you mean {near[0]}?" if near else f"; use one of {', '.join(sorted(names))}"
 
 
 def one_line(error):

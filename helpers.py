@@ -16,7 +16,6 @@ import collections
 import collections.abc
 import contextlib
 import dataclasses
-import difflib
 import functools
 import itertools
 import json
@@ -53,11 +52,11 @@ from checkpoints import (
 from cpu import (
     add_gradients, gradients_of, parallel_map, random_stream, sparse_embeddings, use_own_dropout)
 from files import (
-    InputError, cache_dir, digest_of, find_path, load_table, open_atomically, remove_if_there,
-    save_history, say, sealed_table, utf8, warn)
+    InputError, Interrupted, cache_dir, digest_of, find_path, load_table, nearest,
+    open_atomically, remove_if_there, save_history, say, sealed_table, utf8, warn)
 from runtime import (
     VERSIONS, WEIGHTS_ONLY, OutOfMemory, all_sum, autocast, exclusive, generator, inference_mode,
-    memory_for_all, my_share, open_writer, pick_device, processes, progress_bar,
+    is_notebook, memory_for_all, my_share, open_writer, pick_device, processes, progress_bar,
     quiet_transformers, seed_of, sum_gradients, supported_options, uninterrupted, used_precision,
     wait_for_all)
 
@@ -137,8 +136,7 @@ def make_config(defaults=None, **overrides):
     config = dataclasses.replace(Config(), **(defaults or {}))
     for key, value in overrides.items():
         if key not in vars(config):
-            near = difflib.get_close_matches(key, vars(config), 1) or ["one of", *vars(config)]
-            raise InputError(f"unknown hyperparameter {key!r}; did you mean {' '.join(near)}?")
+            raise InputError(f"unknown hyperparameter {key!r}{nearest(key, vars(config))}")
         kind = type(getattr(config, key))
         if kind is float and type(value) is int:
             value = overrides[key] = float(value)
@@ -724,31 +722,36 @@ class Run:
     @contextlib.contextmanager
     def guarded(self):
         """Measure before the first step; keep a checkpoint when Ctrl-C stops the block."""
-        bar = self.bar = progress_bar(self.n_steps, self.what, "step")
-        bar.update(self.step)
-        self.model.train()
-        try:
-            if self.evaluate and not self.history:
-                self.history.append(dict(step=0, epoch=0.0, seconds=0.0,
-                                         **self.evaluate(self.model)))
-            self.measure_if_due()  # the run was stopped while it was measured
-            self.progress = self.share_done()
-            yield
-        except KeyboardInterrupt:
-            self.save()
-            print(f"\n{self.what} interrupted at step {self.step} of {self.n_steps}"
-                  f"{'; the same call resumes from its last checkpoint' * bool(self.checkpoint)}",
-                  flush=True)
-            raise
-        finally:
-            bar.close()
-            self.model.eval()
-            if self.writer:
-                self.writer.close()
+        budget = self.config.max_minutes and self.began + 60 * self.config.max_minutes - time.time()
+        with progress_bar(self.n_steps, self.what, "step", budget=budget) as self.bar:
+            self.bar.skip(self.step)
+            self.model.train()
+            try:
+                if self.evaluate and not self.history:
+                    self.history.append(dict(step=0, epoch=0.0, seconds=0.0,
+                                             **self.evaluate(self.model)))
+                self.measure_if_due()  # the run was stopped while it was measured
+                self.progress = self.share_done()
+                yield
+            except KeyboardInterrupt as stop:
+                self.save()
+                raise self.interrupted(stop) from None
+            finally:
+                self.model.eval()
+                if self.writer:
+                    self.writer.close()
         if self.step < self.n_steps:
             say(f"{self.what}: the budget of {self.config.max_minutes:g} minutes ended it after "
                 f"{self.step} of {self.n_steps} steps, the last with lr "
                 f"{self.history[-1].get('lr', 0) if self.history else 0:.2g}")
+
+    def interrupted(self, stop):
+        """Return what says, of a Ctrl-C, how far the run is; print it where no notebook shows it."""
+        said = (f"{self.what} interrupted at step {self.step} of {self.n_steps}"
+                f"{'; the same call resumes from its last checkpoint' * bool(self.checkpoint)}")
+        if not is_notebook():
+            print("\n" + said, flush=True)
+        return Interrupted(said, *stop.args)
 
     def share_done(self):
         """Return the progress, the same in all processes: the first one's clock counts."""

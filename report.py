@@ -135,15 +135,15 @@ def build(args):
     paths = {p.stem: p for p in sorted(NOTEBOOKS.glob("*.ipynb"))}
     chosen = choose(args.only, list(paths))
     declared = {n: read_parameters(path) for n, path in paths.items()}
-    profile, values = read_profile(args.profile, declared)
+    profile, values = read_profile(args.profile, declared)  # a name; values, of some pages others
     out = Path(os.path.expanduser(args.out or str(ROOT / "build" / profile))).resolve()
     try:
         for folder in "notebooks", "logs", "cache":
             (out / folder).mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"can't write to {out} ({error.strerror}): give another --out") from None
-    values["out_dir"] = str(out)
-    given = {n: {k: v for k, v in values.items() if k in declared[n]} for n in paths}
+    given = {n: {k: v for k, v in dict(values.given(n), out_dir=str(out)).items()
+                 if k in declared[n]} for n in paths}
     used = {n: dict(declared[n], **given[n]) for n in paths}
     with folder_lock(out):
         return run_all(args, paths, chosen, profile, given, used, out)
