@@ -10,6 +10,7 @@ import csv
 import difflib
 import glob
 import hashlib
+import html
 import io
 import json
 import os
@@ -62,6 +63,34 @@ class Interrupted(KeyboardInterrupt):
 def red_line(error):
     """Return an exception as one line that a terminal, or a notebook, shows in red."""
     return f"\x1b[31m{type(error).__name__}: {' '.join(printable(str(error)).split())}\x1b[0m"
+
+
+NUMBER = re.compile(r"[-+\u2212]?[\d.,]+(e-?\d+)?( ?%)?$")
+
+
+def html_table(rows, columns=None, **attributes):
+    """Return dicts as an HTML table: numbers right, all else left, in Jupyter as in the report.
+
+    Every value is escaped. attributes: of the table, such as class_="facts".
+    """
+    columns = columns or list(dict.fromkeys(key for row in rows for key in row))
+    texts = [[str(row.get(column, "")) for column in columns] for row in rows]
+    sides = ["right" if any(column) and all(NUMBER.match(text) for text in column if text) else
+             "left" for column in zip(*texts)] or ["left"] * len(columns)
+
+    def line(tag, cells):
+        return "<tr>" + "".join(f'<{tag} style="text-align:{side};vertical-align:top">'
+                                f"{html.escape(cell)}</{tag}>"
+                                for side, cell in zip(sides, cells)) + "</tr>"
+    more = "".join(f' {key.rstrip("_")}="{value}"' for key, value in attributes.items())
+    return (f"<table{more}><thead>{line('th', columns)}</thead><tbody>"
+            + "".join(line("td", row) for row in texts) + "</tbody></table>")
+
+
+def cut(text, n=80):
+    """Return a text on one line, of at most n characters."""
+    text = " ".join(printable(text[:2 * n]).split())
+    return text if len(text) <= n else text[:n - 1] + "\u2026"
 
 
 def nearest(name, names):

@@ -241,7 +241,8 @@ class Progress:
         """Return what was done, in one line."""
         new = self.done - self.skipped
         stored = f", {self.skipped:,} of them before" * (self.skipped > 0 and new > 0)
-        return (f"{self.what}: {self.done:,} {self.unit}{'s' * (self.done != 1)}{stored}, "
+        of = f" of {self.total:,}" * (self.done < self.total)
+        return (f"{self.what}: {self.done:,}{of} {self.unit}{'s' * (self.total != 1)}{stored}, "
                 f"{duration(time.time() - self.began)}")
 
     def show(self):
@@ -254,8 +255,8 @@ class Progress:
             if not dot.strip().encode(getattr(sys.stdout, "encoding", "") or "utf-8", "ignore"):
                 dot = ", "  # a terminal that knows ASCII alone
             if self.line is None:
-                self.line = tqdm(total=1, bar_format="{desc}", file=sys.stdout, position=0, ncols=99,
-                                 desc=" ", leave=False)
+                self.line = tqdm(total=1, desc=" ", bar_format="{desc}", file=sys.stdout,
+                                 position=0, ncols=99, leave=False)
             self.line.set_description_str(
                 f"[{'#' * filled}{'.' * (20 - filled)}] {self.text(dot, '/')}"[:99])
         if os.environ.get("FILIMDB_PROGRESS"):

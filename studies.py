@@ -72,7 +72,7 @@ class Study:
         self.train = helpers.subset(self.data["train"], n_train)
         self.dev = helpers.subset(self.data["dev"], n_dev)
         self.margin = effects.MARGINS.get(profile, effects.MARGINS["small"])
-        self.answers = []
+        self.answers = AnswerList()
         self._baselines = {}
 
     def run(self, what, train=None, dev=None, seeds=None, **settings):
@@ -148,18 +148,14 @@ class Study:
         self.answers.append(row)
         said = f"Expected {expected or 'as said above'}: {verdict}." if verdict else ""
         asked = f" <small>(assignment: {point})</small>" if point else ""
-        show_html(f'<p class="answer"><strong>{html.escape(question)}</strong> '
+        show_html(f'<p class="answer" style="{BOX}"><strong>{html.escape(question)}</strong> '
                   f'{html.escape(row["answer"])} <em>{html.escape(said)}</em>{asked}</p>',
                   f'{question} {row["answer"]} {said}', answer=row)
 
     def summary(self):
         """Show all answers in one table."""
-        keys = "question", "answer", "verdict"
-        rows = "".join("<tr>" + "".join(f"<td>{html.escape(row[key])}</td>" for key in keys)
-                       for row in self.answers)
-        head = "".join(f"<th>{key}</th>" for key in keys)
-        show_html(f"<table><thead><tr>{head}</thead><tbody>{rows}</tbody></table>",
-                  "\n".join(": ".join(row[key] for key in keys) for row in self.answers))
+        rows = AnswerList(self.answers)
+        show_html(rows._repr_html_(), repr(rows))
 
     @property
     def sample_size(self):
@@ -187,9 +183,26 @@ class Study:
         return "\n".join(f"{name}: {value}" for name, value in self.facts().items())
 
     def _repr_html_(self):
-        rows = "".join(f"<tr><th scope=row>{html.escape(name)}</th><td>{html.escape(value)}</td>"
+        style = 'style="text-align:left;vertical-align:top"'
+        rows = "".join(f"<tr><th scope=row {style}>{html.escape(name)}</th>"
+                       f"<td {style}>{html.escape(value)}</td></tr>"
                        for name, value in self.facts().items())
         return f'<table class="facts">{rows}</table>'
+
+
+class AnswerList(list):
+    """A page's answers, which a notebook shows as a table."""
+
+    SHOWN = "question", "answer", "verdict"
+
+    def __repr__(self):
+        return "\n".join(": ".join(row[key] for key in self.SHOWN) for row in self)
+
+    def _repr_html_(self):
+        return files.html_table(self, self.SHOWN)
+
+
+BOX = "padding:.7em 1.1em;border-left:4px solid #3a7ca8"  # of an answer, in Jupyter too
 
 
 def histories(trials, *keys):
@@ -245,7 +258,7 @@ def try_it(show, text, **choices):
         return
     box = ipywidgets.Textarea(text, rows=4, layout=ipywidgets.Layout(width="95%"))
     interact = ipywidgets.interact_manual.options(manual_name="Show")
-    interact(show, text=box, **choices)
+    interact(lambda text, **chosen: show(text, **chosen), text=box, **choices)
 
 
 # ---- trials ------------------------------------------------------------------------------------
@@ -348,7 +361,7 @@ def run_here(jobs, what):
             raise files.Interrupted(
                 f"{what}, trial {bar.done + 1} of {len(jobs)}: " + (
                     str(stop) if isinstance(stop, files.Interrupted) else
-                    "interrupted; the same call goes on with this trial"), *stop.args) from None
+                    "interrupted; the same call resumes"), *stop.args) from None
     return rows
 
 

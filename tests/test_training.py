@@ -513,7 +513,7 @@ def test_the_time_left_is_of_what_has_to_be_done(monkeypatch, clock):
             assert (steps.share(), steps.left()) == (0.2, 2)
             assert abs(bar.share() - (1 + 3 * 0.2) / 4) < 1e-9
             assert bar.text() == "rates: trial 4 of 4, step 6 of 10, 30 s left"
-    assert bar.summary() == "rates: 3 trials, 2 of them before, 20 s"
+    assert bar.summary() == "rates: 3 of 4 trials, 2 of them before, 20 s"
 
 
 def test_an_error_leaves_no_bar_behind(monkeypatch, clock):
@@ -524,7 +524,7 @@ def test_an_error_leaves_no_bar_behind(monkeypatch, clock):
             bar.update()
             runtime.progress_bar(5, "tokenizing", "review").update()  # never closed
             raise KeyError
-    assert as_seen(screen.getvalue()) == ["rates: 1 trial, 1 s", "rates: 1 trial, 2 s", ""]
+    assert as_seen(screen.getvalue()) == ["rates: 1 of 6 trials, 1 s", "rates: 1 of 6 trials, 2 s", ""]
 
 
 def test_who_watches_from_outside_finds_the_line_in_a_file(monkeypatch, clock, tmp_path):
