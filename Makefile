@@ -60,7 +60,8 @@ lab: .venv/ready  ## JupyterLab on a working copy, build/lab (FRESH=1: a new one
 	  echo "make: JupyterLab does not start as root: make lab ARGS=--allow-root" >&2; exit 1;; esac
 	@test -z "$(FRESH)" -o ! -e build/lab || { rm -rf build/lab-old; mv build/lab build/lab-old; \
 	  echo "build/lab-old: the working copy so far"; }
-	@test -e build/lab || $(MAKE) --no-print-directory build/lab
+	@if test -e build/lab; then echo "build/lab: your working copy as it is (a new one: FRESH=1)"; \
+	  else $(MAKE) --no-print-directory build/lab; fi
 	@rm -f build/lab/report; test ! -e build/$(PROFILE)/index.html || { \
 	  ln -s ../$(PROFILE) build/lab/report; \
 	  echo "the report: the address below, with /files/report/index.html in place of /lab"; }
@@ -69,11 +70,12 @@ lab: .venv/ready  ## JupyterLab on a working copy, build/lab (FRESH=1: a new one
 # Not what writes reports: those are of what is tracked. `build` leads back: models, trials, pages.
 build/lab:
 	rm -rf build/lab.part
-	mkdir -p build/lab.part/data build/lab.part/figures build/lab.part/notebooks
+	mkdir -p $(addprefix build/lab.part/,data figures notebooks results/reference)
 	cp $(filter-out report.py reference.py pages.py handin.py,$(wildcard *.py)) *.md build/lab.part
 	cp -R profiles docs build/lab.part
 	cp notebooks/*.ipynb build/lab.part/notebooks
 	cp figures/report.png build/lab.part/figures
+	cp results/reference/README.md build/lab.part/results/reference
 	cp -R data/README.md data/sample build/lab.part/data
 	ln -s ../../../data/FILIMDB build/lab.part/data/FILIMDB
 	ln -s .. build/lab.part/build

@@ -34,9 +34,10 @@ def project(tmp_path):
     for folder in ("notebooks", "profiles", "docs"):
         shutil.copytree(str(ROOT / folder), str(place / folder),
                         ignore=shutil.ignore_patterns(".ipynb_checkpoints"))
-    names = ["Makefile", "requirements.txt", "figures/report.png", "data/README.md", "README.md"]
+    names = ["Makefile", "requirements.txt", "figures/report.png", "data/README.md", "README.md",
+             "results/reference/README.md"]
     for name in [*names, *(path.name for path in ROOT.glob("*.py"))]:
-        (place / name).parent.mkdir(exist_ok=True)
+        (place / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(str(ROOT / name), str(place / name))
     (place / ".venv" / "bin").mkdir(parents=True)
     write_script(place / ".venv" / "bin" / "python", 'echo "python $*"')
@@ -79,7 +80,8 @@ def test_a_lab_works_on_a_copy_that_is_kept(project):
     assert not (lab / "report.py").exists(), "it would write a report of what was tried"
     for path in (lab / "helpers.py", lab / "notebooks" / "01_setup_check.ipynb"):
         path.write_text("mine")
-    assert make(project, "lab")[0] == 0
+    code, said = make(project, "lab")
+    assert code == 0 and said.startswith("build/lab: your working copy as it is (a new one: FRESH=1)\n")
     assert (lab / "helpers.py").read_text() == "mine", "kept"
     code, said = make(project, "lab", "FRESH=1")
     assert code == 0 and "build/lab-old: the working copy so far" in said
@@ -384,21 +386,54 @@ studies.try_it(lambda text, n=2: studies.show_html("<b>" + text + "</b>", "plain
 """
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("watched", [True, False])
-def test_a_kernel_gives_a_box_to_a_person_and_none_to_papermill(watched, monkeypatch, tmp_path):
-    """A frontend that can be asked is a person's; papermill and nbconvert say that they cannot."""
+@pytest.fixture
+def kernel(monkeypatch):
+    """A kernel as Jupyter starts it: run(code, stop) gives the messages that a page shows."""
     jupyter_client = pytest.importorskip("jupyter_client")
     monkeypatch.setenv("JUPYTER_PATH", sys.prefix + "/share/jupyter")
     manager, client = jupyter_client.manager.start_new_kernel(kernel_name="python3")
-    try:
-        outputs = []
+
+    def run(code, watched=True, stop=""):
+        messages = []
+
+        def hear(message):
+            messages.append(message)
+            if stop and stop in message["content"].get("text", ""):
+                manager.interrupt_kernel()
+
         client.allow_stdin = watched
-        client.execute_interactive(WATCH.format(root=str(ROOT)), allow_stdin=watched, timeout=300,
-                                   output_hook=lambda message: outputs.append(message))
-    finally:
-        client.stop_channels()
-        manager.shutdown_kernel(now=True)
+        client.execute_interactive(code, allow_stdin=watched, timeout=300, output_hook=hear)
+        return messages
+    yield run
+    client.stop_channels()
+    manager.shutdown_kernel(now=True)
+
+
+LONG = """import sys
+sys.path.insert(0, {root!r})
+import helpers
+texts = ["a good film", "a bad film"] * 32
+helpers.train(texts, ["pos", "neg"] * 32, model="data/sample/bert", seq_len=16, epochs=5000)"""
+
+
+@pytest.mark.slow
+def test_a_stopped_cell_says_so_in_one_line(kernel, monkeypatch, tmp_path):
+    """The bar is on the page when the stop button is pressed; then one red line is, and no gap."""
+    messages = kernel(f"import os\nos.environ['FILIMDB_CACHE'] = {str(tmp_path)!r}\n"
+                      + LONG.format(root=str(ROOT)), stop="left")
+    error = messages[-2 if messages[-1]["msg_type"] == "status" else -1]["content"]
+    assert error["ename"] == "Interrupted" and len(error["traceback"]) == 1, error
+    assert re.match(r"training interrupted at step \d+ of 10000; the same call resumes$", error["evalue"])
+    assert error["evalue"] in error["traceback"][0] and "\n" not in error["traceback"][0]
+    printed = "".join(m["content"].get("text", "") for m in messages if m["msg_type"] == "stream")
+    assert re.search(r"\rtraining: \d+ of 10,000 steps, \d+ s *\r?\n$", printed), printed[-200:]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("watched", [True, False])
+def test_a_kernel_gives_a_box_to_a_person_and_none_to_papermill(watched, kernel):
+    """A frontend that can be asked is a person's; papermill and nbconvert say that they cannot."""
+    outputs = kernel(WATCH.format(root=str(ROOT)), watched)
     printed = "".join(m["content"].get("text", "") for m in outputs if m["msg_type"] == "stream")
     shown = [m["content"]["data"] for m in outputs if m["msg_type"] == "display_data"]
     assert f"watched {watched}" in printed
