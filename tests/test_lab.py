@@ -347,10 +347,11 @@ def test_an_answer_has_its_box_in_jupyter_too(monkeypatch):
 
 # ---- to try --------------------------------------------------------------------------------------
 
-def test_without_a_person_the_example_stands_alone(monkeypatch):
+def test_without_a_person_the_example_stands_alone(monkeypatch, capsys):
     said = []
+    monkeypatch.setitem(sys.modules, "ipywidgets", None)
     studies.try_it(lambda text, n=3: said.append((text, n)), "a text", n=(1, 9))
-    assert said == [("a text", 3)]
+    assert said == [("a text", 3)] and not capsys.readouterr().out, "neither a box nor advice"
 
 
 def test_a_box_shows_what_is_typed_into_it(monkeypatch):
