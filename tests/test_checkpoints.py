@@ -16,12 +16,6 @@ QUICK = dict(seq_len=16, epochs=1, batch_size=8, lr=1e-3)
 DAY = 86400
 
 
-@pytest.fixture
-def cache(monkeypatch, tmp_path):
-    monkeypatch.setenv("FILIMDB_CACHE", str(tmp_path / "cache"))
-    return tmp_path / "cache"
-
-
 def leave(cache, name, days, size=3 * 2 ** 20):
     """Leave a file of an age in the cache; return its path."""
     path = cache / name

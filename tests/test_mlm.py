@@ -37,10 +37,9 @@ TUNING = dict(seq_len=32, batch_size=8, accumulation=1, epochs=1, lr=1e-3, devic
 
 
 @pytest.fixture
-def cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("FILIMDB_CACHE", str(tmp_path / "cache"))
+def cache(cache, monkeypatch):
     monkeypatch.setattr(helpers, "EVALUATIONS", 4)
-    return tmp_path / "cache"
+    return cache
 
 
 def state_of(folder):

@@ -56,10 +56,9 @@ def timeless(history):
 
 
 @pytest.fixture
-def cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("FILIMDB_CACHE", str(tmp_path / "cache"))
+def cache(cache, monkeypatch):
     monkeypatch.setattr(helpers, "EVALUATIONS", 8)
-    return tmp_path / "cache"
+    return cache
 
 
 # ---- schedule ----------------------------------------------------------------------------------
