@@ -64,9 +64,9 @@ lab: .venv/ready  ## JupyterLab on a working copy, build/lab (FRESH=1: a new one
 	  echo "build/lab-old: the working copy so far"; }
 	@if test -e build/lab; then echo "build/lab: your working copy as it is (a new one: FRESH=1)"; \
 	  else $(MAKE) --no-print-directory build/lab; fi
-	@rm -f build/lab/report; test ! -e build/$(PROFILE)/index.html || { \
-	  ln -s ../$(PROFILE) build/lab/report; \
-	  echo "the report: the address below, with /files/report/index.html in place of /lab"; }
+	@rm -rf build/lab/report; test ! -e build/$(PROFILE)/index.html || { mkdir build/lab/report; \
+	  cd build/$(PROFILE) && cp -R *.html $$(ls -d figures notebooks 2>/dev/null) ../lab/report; \
+	  echo "the report: build/$(PROFILE)/index.html in a browser; in JupyterLab: report"; }
 	$(VENV) -m jupyterlab --ip=127.0.0.1 $(ARGS) build/lab
 
 # Not what writes reports: those are of what is tracked. `build` leads back: models, trials, pages.

@@ -96,10 +96,16 @@ def test_what_is_tried_goes_to_the_copys_own_folder(project):
     lab = project / "build" / "lab"
     assert code == 0 and not os.path.lexists(str(lab / "report")) and "the report" not in said
     (project / "build" / "sample").mkdir()
+    (project / "build" / "sample" / "index.html").write_text("an older report")
+    assert make(project, "lab")[0] == 0
     (project / "build" / "sample" / "index.html").write_text("the report")
+    (project / "build" / "sample" / "figures").mkdir()
+    (project / "build" / "sample" / "figures" / "a.csv").write_text("a table that it links to")
     code, said = make(project, "lab")
-    assert code == 0 and "with /files/report/index.html in place of /lab" in said
+    assert code == 0 and "the report: build/sample/index.html in a browser; in JupyterLab: report" in said
     assert (lab / "report" / "index.html").read_text() == "the report"
+    assert (lab / "report" / "figures" / "a.csv").exists()
+    assert not (lab / "report").is_symlink(), "Jupyter serves no file outside of its folder"
     assert (lab / "build" / "lab" / "helpers.py").samefile(str(lab / "helpers.py")), \
         "out_dir = build/lab, as a module in the copy sees it"
     (project / "data" / "FILIMDB").mkdir()
