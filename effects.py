@@ -18,6 +18,7 @@ from collections import namedtuple
 import numpy as np
 import pandas as pd
 
+import files
 import helpers
 from files import InputError
 
@@ -40,8 +41,37 @@ def as_table(rows):
                                    n_train=row["n_train"], n_dev=row["n_dev"],
                                    **{key: row["metrics"].get(key, math.nan) for key in METRICS}))
              for row in rows]
-    return pd.DataFrame(table, columns=[*defaults, *METRICS, "failed", "correct", "history",
-                                        "seconds", "n_train", "n_dev"])
+    return Trials(table, columns=[*defaults, *METRICS, "failed", "correct", "history", "seconds",
+                                  "n_train", "n_dev"])
+
+
+class Trials(pd.DataFrame):
+    """A DataFrame that shows, of a table of trials, what differs between them and how they went.
+
+    All other columns are there: trials.columns names them.
+    """
+
+    @property
+    def _constructor(self):
+        return Trials
+
+    def shown(self):
+        """Return the columns that are shown as an ordinary DataFrame; all, of other tables."""
+        plain = pd.DataFrame(self)
+        if not {"correct", "history", *METRICS} <= set(plain.columns):
+            return plain
+        settings = [key for key in vars(helpers.Config()) if key in plain.columns]
+        varied = [key for key in settings if plain[key].nunique(dropna=False) > 1]
+        if "data_seed" in varied and plain["data_seed"].equals(plain["seed"]):
+            varied.remove("data_seed")
+        failed = ["failed"] * bool((plain["failed"] != "").any())
+        return plain[[*(varied or ["lr", "seed"]), *METRICS, *failed]].round(4)
+
+    def __repr__(self):
+        return repr(self.shown())
+
+    def _repr_html_(self):
+        return self.shown()._repr_html_()
 
 
 # ---- the interval over seeds and reviews -------------------------------------------------------
@@ -158,7 +188,7 @@ def accuracies(trials, by, count_failed=False):
 
 # ---- effects and verdicts ----------------------------------------------------------------------
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class Effect:
     """A difference of accuracies in points, its 95 % interval (unadjusted) and what follows.
 
@@ -180,6 +210,12 @@ class Effect:
     at: object = None     # value(s) of `by`; "interaction": of two effects, not of two accuracies
     p_adjusted: float = math.nan
     family: int = 1
+
+    def __repr__(self):
+        return self.text
+
+    def _repr_html_(self):
+        return Effects([self])._repr_html_()
 
     @property
     def is_within(self):
@@ -261,7 +297,10 @@ class Effects(list):
         return "\n".join(effect.text for effect in self)
 
     def _repr_html_(self):
-        return effects_table(self).to_html(index=False, escape=True, border=0)
+        table = effects_table(self)
+        if not any(effect.where for effect in self):
+            table = table.drop(columns="where", errors="ignore")
+        return files.html_table(table.to_dict("records"))
 
 
 Cell = namedtuple("Cell", "by_seed trials")  # {(seed, data_seed): 0/1 a review}; number of trials

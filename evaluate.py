@@ -24,7 +24,6 @@ import contextlib
 import inspect
 import json
 import os
-import re
 import signal
 import sys
 import textwrap
@@ -88,13 +87,6 @@ def parse_arguments(argv):
     return parser.parse_args(argv)
 
 
-def meanings():
-    """Return {key of Config: its meaning}: the comments beside the fields, as they stand there."""
-    lines = inspect.getsource(helpers.Config).splitlines()
-    fields = (re.match(r"    (\w+): .*?  # (.+)", line) for line in lines)
-    return {field.group(1): field.group(2) for field in fields if field}
-
-
 def describe_keys():
     """Return --help's list of keys: defaults of train and pretrain, meaning, what is allowed."""
     mlm = vars(helpers.make_config(helpers.MLM_DEFAULTS))
@@ -102,7 +94,7 @@ def describe_keys():
     for key, value in vars(helpers.make_config()).items():
         lines.append(f"  {key}={value}" + f"  pretrain.{key}={mlm[key]}" * (mlm[key] != value))
         rule = "True or False" if isinstance(value, bool) else helpers.rule_of(key)[0]
-        lines += textwrap.wrap(f"{meanings()[key]}; must be {rule}", 95,
+        lines += textwrap.wrap(f"{helpers.meanings()[key]}; must be {rule}", 95,
                                initial_indent=" " * 6, subsequent_indent=" " * 6)
     own = [f"{key}={value}" for key, value in SAMPLE_SETTINGS.items()]
     own += [f"pretrain.{key}={value}" for key, value in SAMPLE_PRETRAIN.items()]

@@ -253,12 +253,7 @@ def save(figure, study, name, caption, alt="", data=None):
 
 def show_table(rows, columns=None):
     """Show a list of dicts as a table; every value is escaped."""
-    columns = columns or list(dict.fromkeys(key for row in rows for key in row))
-    cells = [[html.escape(str(row.get(column, ""))) for column in columns] for row in rows]
-    show_html("<table><thead><tr>" + "".join(f"<th>{html.escape(c)}</th>" for c in columns)
-              + "</tr></thead><tbody>" + "".join(
-                  "<tr>" + "".join(f"<td>{c}</td>" for c in row) + "</tr>" for row in cells)
-              + "</tbody></table>")
+    show_html(files.html_table(rows, columns))
 
 
 # ---- source code --------------------------------------------------------------------------------

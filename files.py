@@ -7,8 +7,10 @@ from __future__ import annotations
 import array
 import contextlib
 import csv
+import difflib
 import glob
 import hashlib
+import html
 import io
 import json
 import os
@@ -36,6 +38,65 @@ class InputError(ValueError):
     def __init__(self, message):
         """Take the message, less what a terminal would obey."""
         super().__init__(printable(message))
+
+    def _render_traceback_(self):
+        """Return what IPython shows in place of a traceback: one red line."""
+        return [red_line(self)]
+
+
+class Interrupted(KeyboardInterrupt):
+    """Ctrl-C, or a notebook's stop button, and in one line what was kept and how to go on."""
+
+    def __init__(self, message, *args):
+        """Take the message, and the args of the KeyboardInterrupt that it stands for."""
+        super().__init__(*args)
+        self.message = message
+
+    def __str__(self):
+        return self.message
+
+    def _render_traceback_(self):
+        """Return what IPython shows in place of a traceback: one red line."""
+        return [red_line(self)]
+
+
+def red_line(error):
+    """Return an exception as one line that a terminal, or a notebook, shows in red."""
+    return f"\x1b[31m{type(error).__name__}: {' '.join(printable(str(error)).split())}\x1b[0m"
+
+
+NUMBER = re.compile(r"[-+\u2212]?[\d.,]+(e-?\d+)?( ?%)?$")
+
+
+def html_table(rows, columns=None, **attributes):
+    """Return dicts as an HTML table: numbers right, all else left, in Jupyter as in the report.
+
+    Every value is escaped. attributes: of the table, such as class_="facts".
+    """
+    columns = columns or list(dict.fromkeys(key for row in rows for key in row))
+    texts = [[str(row.get(column, "")) for column in columns] for row in rows]
+    sides = ["right" if any(column) and all(NUMBER.match(text) for text in column if text) else
+             "left" for column in zip(*texts)] or ["left"] * len(columns)
+
+    def line(tag, cells):
+        return "<tr>" + "".join(f'<{tag} style="text-align:{side};vertical-align:top">'
+                                f"{html.escape(cell)}</{tag}>"
+                                for side, cell in zip(sides, cells)) + "</tr>"
+    more = "".join(f' {key.rstrip("_")}="{value}"' for key, value in attributes.items())
+    return (f"<table{more}><thead>{line('th', columns)}</thead><tbody>"
+            + "".join(line("td", row) for row in texts) + "</tbody></table>")
+
+
+def cut(text, n=80):
+    """Return a text on one line, of at most n characters."""
+    text = " ".join(printable(text[:2 * n]).split())
+    return text if len(text) <= n else text[:n - 1] + "\u2026"
+
+
+def nearest(name, names):
+    """Return what ends a message on an unknown name: the one meant, or else all that there are."""
+    near = difflib.get_close_matches(str(name), list(names), 1)
+    return f"; did you mean {near[0]}?" if near else f"; use one of {', '.join(sorted(names))}"
 
 
 def one_line(error):

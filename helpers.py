@@ -16,8 +16,8 @@ import collections
 import collections.abc
 import contextlib
 import dataclasses
-import difflib
 import functools
+import inspect
 import itertools
 import json
 import math
@@ -53,11 +53,11 @@ from checkpoints import (
 from cpu import (
     add_gradients, gradients_of, parallel_map, random_stream, sparse_embeddings, use_own_dropout)
 from files import (
-    InputError, cache_dir, digest_of, find_path, load_table, open_atomically, remove_if_there,
-    save_history, say, sealed_table, utf8, warn)
+    InputError, Interrupted, cache_dir, cut, digest_of, find_path, html_table, load_table, nearest,
+    open_atomically, remove_if_there, save_history, say, sealed_table, utf8, warn)
 from runtime import (
     VERSIONS, WEIGHTS_ONLY, OutOfMemory, all_sum, autocast, exclusive, generator, inference_mode,
-    memory_for_all, my_share, open_writer, pick_device, processes, progress_bar,
+    is_notebook, memory_for_all, my_share, open_writer, pick_device, processes, progress_bar,
     quiet_transformers, seed_of, sum_gradients, supported_options, uninterrupted, used_precision,
     wait_for_all)
 
@@ -137,8 +137,7 @@ def make_config(defaults=None, **overrides):
     config = dataclasses.replace(Config(), **(defaults or {}))
     for key, value in overrides.items():
         if key not in vars(config):
-            near = difflib.get_close_matches(key, vars(config), 1) or ["one of", *vars(config)]
-            raise InputError(f"unknown hyperparameter {key!r}; did you mean {' '.join(near)}?")
+            raise InputError(f"unknown hyperparameter {key!r}{nearest(key, vars(config))}")
         kind = type(getattr(config, key))
         if kind is float and type(value) is int:
             value = overrides[key] = float(value)
@@ -151,10 +150,44 @@ def make_config(defaults=None, **overrides):
     return dataclasses.replace(config, **overrides)
 
 
+def meanings():
+    """Return {key of Config: its meaning}: the comments beside the fields, as they stand there."""
+    lines = inspect.getsource(Config).splitlines()
+    fields = (re.match(r"    (\w+): .*?  # (.+)", line) for line in lines)
+    return {field.group(1): field.group(2) for field in fields if field}
+
+
+def help_of(function, defaults=None):
+    """Return what Jupyter shows for `train?`: the docstring, then each setting with its source."""
+    config = vars(make_config(defaults))
+    pairs = {key: f"{key}={value!r}" for key, value in config.items()}
+    width = max(map(len, pairs.values()))
+    lines = [f"  {pairs[key]:{width}}  {meaning}" for key, meaning in meanings().items()]
+    sources = inspect.getdoc(Config).split("\n")[2:]
+    return "\n".join([inspect.getdoc(function), "", "Settings, with their defaults:", "", *lines,
+                      "", *sources])
+
+
 # ---- data ---------------------------------------------------------------------------------------
 
 PARTS = ("train", "dev", "test", "dev-b", "test-b")  # in the order of preds.tsv
-Part = namedtuple("Part", "ids texts labels")        # lists of str; labels None without a file
+
+
+class Part(namedtuple("Part", "ids texts labels")):
+    """Reviews: lists of ids, texts and labels; labels is None where there is no file of them."""
+
+    __slots__ = ()
+
+    def __repr__(self):
+        counts = Counter(self.labels or ())
+        known = ", ".join(f"{counts[label]:,} {label}" for label in sorted(counts))
+        return f"Part of {len(self.texts):,} reviews ({known or 'no labels'})"
+
+    def _repr_html_(self):
+        rows = zip(self.ids[:3], self.labels or [""] * 3, self.texts)
+        return f"<p>{self!r}, the first of them:</p>" + html_table(
+            [{"id": i, "label": label, "text": cut(text)} for i, label, text in rows])
+
 
 
 def read_lines(path):
@@ -200,6 +233,19 @@ class Filimdb(dict):
         super().__init__(parts)
         self.folder = folder
 
+    def __repr__(self):
+        return "\n".join([f"Filimdb in {self.folder}", *(
+            f"{name}: {part!r}" for name, part in self.items())])
+
+    def _repr_html_(self):
+        rows = []
+        for name, part in self.items():
+            counts = {label: f"{part.labels.count(label):,}" for label in LABEL_IDS
+                      if part.labels}
+            rows.append({"part": name, "reviews": f"{len(part.texts):,}", "neg": "", "pos": "",
+                         **counts, "the first": cut(part.texts[0])})
+        return html_table(rows)
+
     def __missing__(self, name):
         """Name the file that would hold the part."""
         raise InputError(f"{os.path.join(self.folder, name)}.texts: no such file, and it is "
@@ -212,6 +258,9 @@ def load_filimdb(data_dir, parts=PARTS):
     A part without any file is left out, which is said. Raises InputError that names the file, and
     both counts where they differ. A relative folder is tried from the working folder, then from
     this file's own.
+
+    >>> load_filimdb("data/sample", parts=["dev-b"])["dev-b"]
+    Part of 300 reviews (150 neg, 150 pos)
     """
     folder, parts = find_path(data_dir), check_many(parts, "parts")
     if not data_dir or not os.path.isdir(folder):
@@ -256,6 +305,10 @@ def subset(part, n, seed=0):
     """Return n reviews of a part, as many of each label as can be, drawn by the seed.
 
     A draw of n is part of every larger draw, so that learning curves grow one set. 0 = all.
+
+    >>> data = load_filimdb("data/sample", parts=["train"])
+    >>> subset(data["train"], 10)
+    Part of 10 reviews (5 neg, 5 pos)
     """
     if n <= 0 or n >= len(part.texts):
         return part
@@ -269,7 +322,11 @@ def subset(part, n, seed=0):
 # ---- text to tokens -----------------------------------------------------------------------------
 
 def truncate(items, n, keep):
-    """Return the n items of a list that survive truncation, all where there are no more."""
+    """Return the n items of a list that survive truncation, all where there are no more.
+
+    >>> truncate([1, 2, 3, 4, 5], 3, keep="tail")
+    [3, 4, 5]
+    """
     return items if len(items) <= n else TRUNCATIONS[keep](items, n)
 
 
@@ -284,7 +341,11 @@ def keep_tail(items, n):
 
 
 def keep_head_and_tail(items, n):
-    """Return n items of a list, a quarter from its head: the best of Sun et al. 2019, table 2."""
+    """Return n items of a list, a quarter from its head: the best of Sun et al. 2019, table 2.
+
+    >>> keep_head_and_tail(list(range(100)), 8)
+    [0, 1, 94, 95, 96, 97, 98, 99]
+    """
     return items[:n // 4] + items[len(items) - (n - n // 4):]
 
 
@@ -293,7 +354,11 @@ TRUNCATIONS = {"head": keep_head, "tail": keep_tail, "head+tail": keep_head_and_
 
 
 def truncate_words(text, k, keep):
-    """Return the k words of a text that survive, spelled as they were; k = 0 keeps all."""
+    """Return the k words of a text that survive, spelled as they were; k = 0 keeps all.
+
+    >>> truncate_words("a  slow start, but what an ending", 3, keep="head")
+    'a  slow start,'
+    """
     words = [match.span() for match in re.finditer(r"\S+", text)] if k else []
     if len(words) <= k:
         return text
@@ -319,6 +384,13 @@ def vectorize_ex(text, label, seq_len, tokenizer, keep="head", label_ids=LABEL_I
     for real tokens, 0 for padding; each a list of exactly `seq_len` ints. `keep` says which tokens
     survive truncation (head, tail, head+tail). label_id: by `label_ids`, None for label None.
     Raises ValueError for a seq_len under 3 or over the model's, and for an unknown label.
+
+    >>> _, tokenizer = load_bert("data/sample/bert")
+    >>> input_ids, segment_ids, input_mask, label_id = vectorize_ex("Good!", "pos", 6, tokenizer)
+    >>> tokenizer.convert_ids_to_tokens(input_ids)
+    ['[CLS]', 'good', '!', '[SEP]', '[PAD]', '[PAD]']
+    >>> input_mask, label_id
+    ([1, 1, 1, 1, 0, 0], 1)
     """
     check_seq_len(seq_len, tokenizer)
     check_texts([text])
@@ -332,7 +404,13 @@ def vectorize_ex(text, label, seq_len, tokenizer, keep="head", label_ids=LABEL_I
 
 
 def add_special_tokens(tokens, seq_len, keep, tokenizer):
-    """Return [CLS] + the tokens that survive + [SEP], a list of at most seq_len ids."""
+    """Return [CLS] + the tokens that survive + [SEP], a list of at most seq_len ids.
+
+    >>> _, tokenizer = load_bert("data/sample/bert")
+    >>> ids = tokenizer.convert_tokens_to_ids(["a", "very", "good", "film"])
+    >>> tokenizer.convert_ids_to_tokens(add_special_tokens(ids, 4, "tail", tokenizer))
+    ['[CLS]', 'good', 'film', '[SEP]']
+    """
     return [tokenizer.cls_token_id, *truncate(tokens, seq_len - 2, keep), tokenizer.sep_token_id]
 
 
@@ -351,12 +429,22 @@ class Tokens:
     def __len__(self):
         return len(self.lengths)
 
+    def __repr__(self):
+        return (f"Tokens of {len(self):,} texts: {sum(self.lengths):,} in all, "
+                f"{min(self.lengths, default=0):,} to {max(self.lengths, default=0):,} a text")
+
     def __getitem__(self, i):
         return self.ids[self.offsets[i]:self.offsets[i + 1]].tolist()
 
 
 def tokenize_all(texts, tokenizer):
-    """Return the Tokens of the texts; done once, then found in the cache by content."""
+    """Return the Tokens of the texts; done once, then found in the cache by content.
+
+    >>> _, tokenizer = load_bert("data/sample/bert")
+    >>> tokens = tokenize_all(["a good film", "bad"], tokenizer)
+    >>> tokenizer.convert_ids_to_tokens(tokens[0]), tokens.lengths
+    (['a', 'good', 'film'], [3, 1])
+    """
     texts = check_many(texts)
     key = digest_of(itertools.chain([tokenizer_digest(tokenizer)], map(utf8, texts)))
     path = os.path.join(cache_dir("tokens"), key[:32] + ".npy")
@@ -378,7 +466,12 @@ def whole_characters(text):
 
 
 def tokenize(texts, tokenizer, chunk=500):
-    """Yield an int32 array of token ids for each text, in bulk where the tokenizer can."""
+    """Yield an int32 array of token ids for each text, in bulk where the tokenizer can.
+
+    >>> _, tokenizer = load_bert("data/sample/bert")
+    >>> [len(ids) for ids in tokenize(["a good film", "bad"], tokenizer)]
+    [3, 1]
+    """
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is not None:  # a checkpoint's tokenizer.json, or an earlier call, may have set them
         backend.no_truncation()
@@ -457,7 +550,15 @@ def pad(rows, pad_id):
 
 
 def classifier_batches(tokens, label_ids, config, tokenizer, device):
-    """Return step -> the micro-batches of that optimizer step, with one label per review."""
+    """Return step -> the micro-batches of that optimizer step, with one label per review.
+
+    >>> _, tokenizer = load_bert("data/sample/bert")
+    >>> config = make_config(seq_len=8, batch_size=2, accumulation=1)
+    >>> tokens = prepare(["a good film", "bad"], tokenizer, config)
+    >>> batches = classifier_batches(tokens, [1, 0], config, tokenizer, torch.device("cpu"))
+    >>> [tuple(batch["input_ids"].shape) for batch in batches(0)]  # of the first step
+    [(2, 5)]
+    """
     def batches(step):
         chosen = sample_of_step(len(tokens), config.batch_size, step, config.data_seed)
         rows = [add_special_tokens(tokens[i], config.seq_len, config.keep, tokenizer)
@@ -485,6 +586,10 @@ def load_bert(model=None, head="classifier", dropout=0.1, attention_dropout=0.1,
     checkpoint's masked-LM head, tied to the embeddings; what it lacks is made new) or "trained"
     (the checkpoint's classifier).
     Raises InputError that says what was tried and how to give a local folder.
+
+    >>> bert, tokenizer = load_bert("data/sample/bert")
+    >>> bert.config.num_hidden_layers, bert.config.hidden_size, len(tokenizer)
+    (2, 64, 1374)
     """
     name = model or default_model()
     folder = find_path(name)
@@ -561,6 +666,11 @@ def make_optimizer(model, config):
     """Return the optimizer of a config over the parameters that are trained.
 
     Weight decay is for matrices; biases and LayerNorm are left alone, as in BERT's own code.
+
+    >>> bert, _ = load_bert("data/sample/bert")
+    >>> optimizer = make_optimizer(bert, make_config(optimizer="adamw", weight_decay=0.01))
+    >>> [group["weight_decay"] for group in optimizer.param_groups]  # matrices, all else
+    [0.01, 0.0]
     """
     parameters = [p for p in model.parameters() if p.requires_grad]
     groups = [{"params": [p for p in parameters if p.dim() > 1],
@@ -573,6 +683,9 @@ def lr_factor(progress, warmup, decay="linear"):
     """Return what the peak learning rate is multiplied by, for progress 0..1 in optimizer steps.
 
     Linear warm-up over the share `warmup`, then linear decay to 0 (Devlin et al. 2019, A.2).
+
+    >>> [lr_factor(progress, warmup=0.1) for progress in (0.0, 0.05, 0.1, 1.0)]
+    [0.0, 0.5, 1.0, 0.0]
     """
     if progress < warmup:
         return progress / warmup
@@ -594,13 +707,28 @@ EVALUATIONS = 4          # points of a run's learning curve, evenly over its pro
 
 
 def classifier_forward(model, batch):
-    """Return (logits (batch, labels), label ids (batch,))."""
+    """Return (logits (batch, labels), label ids (batch,)).
+
+    >>> bert, tokenizer = load_bert("data/sample/bert")
+    >>> batch = dict(pad([[2, 7, 8, 3], [2, 7, 3]], 0), labels=torch.tensor([1, 0]))
+    >>> logits, labels = classifier_forward(bert, batch)
+    >>> tuple(logits.shape), labels.tolist()
+    ((2, 2), [1, 0])
+    """
     logits = model(batch["input_ids"], attention_mask=batch["attention_mask"])[0]
     return logits, batch["labels"]
 
 
 def mlm_forward(model, batch):
-    """Return (logits (masked, vocabulary), ids (masked,)): the head runs where a loss is taken."""
+    """Return (logits (masked, vocabulary), ids (masked,)): the head runs where a loss is taken.
+
+    >>> bert, tokenizer = load_bert("data/sample/bert", "mlm")
+    >>> batch = dict(pad([[2, 7, 8, 3]], tokenizer.pad_token_id),
+    ...              labels=torch.tensor([[IGNORE, 7, IGNORE, IGNORE]]))
+    >>> logits, targets = mlm_forward(bert, batch)
+    >>> tuple(logits.shape), targets.tolist()  # at the one position that is asked for
+    ((1, 1374), [7])
+    """
     hidden = model.bert(batch["input_ids"], attention_mask=batch["attention_mask"])[0]
     masked = batch["labels"] != IGNORE  # (batch, seq)
     return model.cls.predictions(hidden[masked]), batch["labels"][masked]
@@ -637,6 +765,15 @@ def accumulate(model, micro_batches, n_targets, forward, precision="auto", seed=
     the gradients are those of one large batch, however it was split. (A mean of the micro-batches'
     means is not: a review in a small one would weigh more.) seed: of what is dropped on a CPU.
     Raises OutOfMemory.
+
+    >>> bert, tokenizer = load_bert("data/sample/bert")
+    >>> whole = dict(pad([[2, 7, 8, 3], [2, 7, 9, 3]], 0), labels=torch.tensor([1, 0]))
+    >>> loss = accumulate(bert, [whole], 2, classifier_forward)
+    >>> bert.classifier.bias.grad is not None
+    True
+    >>> halves = [{key: value[i:i + 1] for key, value in whole.items()} for i in (0, 1)]
+    >>> abs(float(accumulate(bert, halves, 2, classifier_forward) - loss)) < 1e-6
+    True
     """
     device = next(model.parameters()).device
     parameters = [p for p in model.parameters() if p.requires_grad]
@@ -666,6 +803,12 @@ def fit(model, batches, n_steps, steps_per_epoch, forward, config, evaluate=None
     evaluate(model) gives a dict of metrics, at the start and EVALUATIONS times. checkpoint: a
     file; the run goes on from it, on a CPU bit for bit, and leaves one when it is stopped.
     Raises Diverged when the loss or the gradient is NaN or infinite.
+
+    >>> bert, tokenizer = load_bert("data/sample/bert")
+    >>> batch = dict(pad([[2, 7, 8, 3], [2, 9, 8, 3]], 0), labels=torch.tensor([1, 0]))
+    >>> history = fit(bert, lambda step: [batch], 20, 20, classifier_forward, make_config(lr=1e-3))
+    >>> len(history), history[-1]["loss"] < history[0]["loss"]
+    (20, True)
     """
     optimizer = make_optimizer(model, config)
     run = Run(model, optimizer, config, n_steps, steps_per_epoch, evaluate, checkpoint, log_dir,
@@ -732,31 +875,37 @@ class Run:
     @contextlib.contextmanager
     def guarded(self):
         """Measure before the first step; keep a checkpoint when Ctrl-C stops the block."""
-        bar = self.bar = progress_bar(self.n_steps, self.what, "step")
-        bar.update(self.step)
-        self.model.train()
-        try:
-            if self.evaluate and not self.history:
-                self.history.append(dict(step=0, epoch=0.0, seconds=0.0,
-                                         **self.evaluate(self.model)))
-            self.measure_if_due()  # the run was stopped while it was measured
-            self.progress = self.share_done()
-            yield
-        except KeyboardInterrupt:
-            self.save()
-            print(f"\n{self.what} interrupted at step {self.step} of {self.n_steps}"
-                  f"{'; the same call resumes from its last checkpoint' * bool(self.checkpoint)}",
-                  flush=True)
-            raise
-        finally:
-            bar.close()
-            self.model.eval()
-            if self.writer:
-                self.writer.close()
+        minutes = self.config.max_minutes
+        budget = minutes and self.began + 60 * minutes - time.time()
+        with progress_bar(self.n_steps, self.what, "step", budget=budget) as self.bar:
+            self.bar.skip(self.step)
+            self.model.train()
+            try:
+                if self.evaluate and not self.history:
+                    self.history.append(dict(step=0, epoch=0.0, seconds=0.0,
+                                             **self.evaluate(self.model)))
+                self.measure_if_due()  # the run was stopped while it was measured
+                self.progress = self.share_done()
+                yield
+            except KeyboardInterrupt as stop:
+                self.save()
+                raise self.interrupted(stop) from None
+            finally:
+                self.model.eval()
+                if self.writer:
+                    self.writer.close()
         if self.step < self.n_steps:
             say(f"{self.what}: the budget of {self.config.max_minutes:g} minutes ended it after "
                 f"{self.step} of {self.n_steps} steps, the last with lr "
                 f"{self.history[-1].get('lr', 0) if self.history else 0:.2g}")
+
+    def interrupted(self, stop):
+        """Return what says how far the run was at a Ctrl-C; print it, but for in a notebook."""
+        said = (f"{self.what} interrupted at step {self.step} of {self.n_steps}"
+                f"{'; the same call resumes' * bool(self.checkpoint)}")
+        if not is_notebook():
+            print("\n" + said, flush=True)
+        return Interrupted(said, *stop.args)
 
     def share_done(self):
         """Return the progress, the same in all processes: the first one's clock counts."""
@@ -885,7 +1034,12 @@ def check_texts(texts, labels=None):
 
 
 def prepare(texts, tokenizer, config):
-    """Return the Tokens of the texts, of their first/last `words` when asked to."""
+    """Return the Tokens of the texts, of their first/last `words` when asked to.
+
+    >>> _, tokenizer = load_bert("data/sample/bert")
+    >>> prepare(["a good film with a bad ending"], tokenizer, make_config(words=2, keep="tail"))
+    Tokens of 1 texts: 2 in all, 2 to 2 a text
+    """
     check_seq_len(config.seq_len, tokenizer)
     texts = [truncate_words(text, config.words, config.keep) for text in check_many(texts)]
     return tokenize_all(texts, tokenizer)
@@ -939,6 +1093,11 @@ def train(texts, labels, pretrain_params=None, dev=None, n_eval=500, log_dir="",
     TensorBoard. save_as: stem of the history's .json and .csv. overrides: fields of Config.
     An unfinished run of the same texts, labels, model and settings is resumed; a finished one is
     never reused, unless hold=True leaves it to the same call until params["run"] is removed.
+
+    >>> params = train(["a good film", "a bad film"], ["pos", "neg"], model="data/sample/bert",
+    ...                seq_len=8, batch_size=2, epochs=20, lr=1e-3)
+    >>> params["history"][-1]["step"], classify(["a good film", "a bad film"], params)
+    (20, ['pos', 'neg'])
     """
     config = make_config(**overrides)
     if config.freeze:
@@ -973,11 +1132,20 @@ def train(texts, labels, pretrain_params=None, dev=None, n_eval=500, log_dir="",
             "pretrained": pretrain_params, "run": run}
 
 
+train.getdoc = functools.partial(help_of, train)  # Jupyter asks for it
+
+
 def predict_logits(model, tokens, tokenizer, config, what=""):
     """Return the logits of all texts in their order, float32 (n, labels) on the CPU.
 
     Reviews of like length go together, so little is padded; padding changes no prediction.
     what: a name for the progress bar and the estimate; silent without one.
+
+    >>> bert, tokenizer = load_bert("data/sample/bert")
+    >>> config = make_config(seq_len=16)
+    >>> tokens = prepare(["a good film", "bad"], tokenizer, config)
+    >>> tuple(predict_logits(bert, tokens, tokenizer, config).shape)
+    (2, 2)
     """
     device = next(model.parameters()).device
     lengths = [min(n, config.seq_len - 2) + 2 for n in tokens.lengths]
@@ -1041,7 +1209,13 @@ LABELS = sorted(LABEL_IDS, key=LABEL_IDS.get)  # in the order of the model's out
 
 
 def classify(texts, params, **overrides):
-    """Return the label of each text, in order; params: of `train` or `load_classifier`."""
+    """Return the label of each text, in order; params: of `train` or `load_classifier`.
+
+    >>> params = train(["good", "bad"], ["pos", "neg"], model="data/sample/bert", seq_len=8,
+    ...                batch_size=2, epochs=20, lr=1e-3)
+    >>> classify(["bad", "good"], params)
+    ['neg', 'pos']
+    """
     logits = classifier_logits(texts, params, **overrides)
     return [LABELS[i] for i in logits.argmax(1).tolist()] if len(logits) else []
 
@@ -1140,6 +1314,9 @@ def windows_of(lengths, size):
     """Return (text, start, end) windows of at most `size` tokens; nothing is dropped or glued.
 
     A long text gives windows of equal length (to a token), so that none is a short rest.
+
+    >>> windows_of([5, 2], size=3)
+    [(0, 0, 2), (0, 2, 5), (1, 0, 2)]
     """
     windows = []
     for i, n in enumerate(lengths):
@@ -1155,6 +1332,13 @@ def mask_tokens(input_ids, maskable, mask_id, vocab_size, random, continues=None
     15 % of the maskable tokens are chosen; of these 80 % become [MASK], 10 % a random token and
     10 % stay. labels: the original id where chosen, else IGNORE. random: a CPU torch.Generator.
     continues: (batch, seq) bool, tokens that go on a word: then whole words are chosen.
+
+    >>> ids = torch.arange(10, 110)[None]  # (1, 100)
+    >>> corrupted, labels = mask_tokens(ids, ids > 0, mask_id=4, vocab_size=200,
+    ...                                 random=torch.Generator().manual_seed(0))
+    >>> asked = labels != IGNORE
+    >>> bool((corrupted == ids)[~asked].all()), bool((labels == ids)[asked].all())
+    (True, True)
     """
     draw, fate = (torch.rand(input_ids.shape, generator=random) for _ in range(2))
     if continues is not None:
@@ -1208,6 +1392,11 @@ def pretrain(texts, parts=(), log_dir="", **overrides):
     names of the parts they come from, for the record. overrides: fields of Config; some default to
     MLM_DEFAULTS. A finished pretraining of the same texts, model and settings is found again by
     content; an unfinished one goes on.
+
+    >>> texts = ["a good film", "a bad film", "the worst film of all", "what a lovely story"]
+    >>> params = pretrain(texts, model="data/sample/bert", seq_len=16, epochs=1)
+    >>> params["n_texts"], params["n_held_out"]
+    (4, 1)
     """
     config = make_config(MLM_DEFAULTS, **overrides)
     texts, parts = distinct_texts(texts), check_many(parts, "parts")
@@ -1224,6 +1413,9 @@ def pretrain(texts, parts=(), log_dir="", **overrides):
         else:
             say("pretraining of the same texts and settings found: not repeated")
     return dict(note, path=folder, parts=parts)
+
+
+pretrain.getdoc = functools.partial(help_of, pretrain, MLM_DEFAULTS)
 
 
 def run_mlm(model, tokenizer, texts, config, folder, log_dir=""):
@@ -1266,6 +1458,11 @@ def freeze_encoder(model):
     """Let the masked-LM head alone learn, so that a new one is fitted before it moves the encoder.
 
     Its transform and bias, that is: its output matrix is the encoder's word embeddings (tied).
+
+    >>> bert, _ = load_bert("data/sample/bert", "mlm")
+    >>> freeze_encoder(bert)
+    >>> [name for name, p in bert.named_parameters() if p.requires_grad][0]
+    'cls.predictions.bias'
     """
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name.startswith("cls.predictions."))

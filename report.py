@@ -41,7 +41,7 @@ from parameters import read_parameters, read_profile  # noqa: E402
 
 ROOT = Path(__file__).resolve().parent
 NOTEBOOKS = ROOT / "notebooks"
-BEAT = 10  # seconds between two signs of life
+BEAT = 60  # seconds between two signs of life
 GRACE = 60  # seconds that an interrupted cell has to save its work
 # Papermill, its kernel and what that starts are one process group, like a job of a shell: one
 # signal reaches all. Papermill itself ignores Ctrl-C, waits for its kernel and saves the page.
@@ -66,6 +66,16 @@ def choose(only, names):
     return [n for n in names if not wanted or {n, n.split("_")[0]} & wanted]
 
 
+def changed(paths):
+    """Return the names of the notebooks that differ from what is committed; none without git."""
+    with suppress(OSError):
+        listed = subprocess.run(["git", "status", "--porcelain", "-z", "--", *map(str, paths)],
+                                cwd=str(ROOT), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+        entries = listed.stdout.decode("utf-8", "replace").split("\0")
+        return sorted(Path(entry[3:]).stem for entry in entries if entry.endswith(".ipynb"))
+    return []
+
+
 def set_environment(out, args):
     """Return the kernels' environment: this venv's kernelspec, the run's cache, shared cores."""
     cores = max(1, os.cpu_count() // args.jobs)
@@ -73,6 +83,19 @@ def set_environment(out, args):
                                              else {}),
             **os.environ, **({"FILIMDB_STORED": "1"} if args.stored else {}),
             "FILIMDB_CACHE": str(out / "cache"), "JUPYTER_PATH": sys.prefix + "/share/jupyter"}
+
+
+def progress_file(out, name):
+    """Return where a kernel says how far it is in what takes long (runtime.Progress)."""
+    return out / "logs" / (name + ".progress")
+
+
+def how_far(out, name, target):
+    """Return how far a notebook is, in words: "cell 3 of 9: rates: trial 3 of 6, 40 s left"."""
+    words = [find_cell(target)]
+    with suppress(OSError):
+        words.append(progress_file(out, name).read_text(encoding="utf-8"))
+    return ": ".join(filter(None, words))
 
 
 def send(process, number):
@@ -104,7 +127,7 @@ def execute(name, given, out, args, stops):
         return None
     source, target = NOTEBOOKS / (name + ".ipynb"), out / "notebooks" / (name + ".ipynb")
     log, began, beat, why = out / "logs" / (name + ".log"), time.time(), BEAT, ""
-    for stale in target, out / "answers" / (name + ".json"):
+    for stale in target, out / "answers" / (name + ".json"), progress_file(out, name):
         with suppress(FileNotFoundError):
             stale.unlink()
     print(f"{name}: started\n", end="", flush=True)
@@ -112,7 +135,9 @@ def execute(name, given, out, args, stops):
                "kernel_name": "python3", "cwd": str(NOTEBOOKS), "progress_bar": False}
     with open(str(log), "wb") as f, subprocess.Popen(
             [sys.executable, "-c", RUNNER, json.dumps(options)], stdin=subprocess.PIPE, stdout=f,
-            stderr=f, env=set_environment(out, args), start_new_session=True) as process:
+            stderr=f, start_new_session=True,
+            env=dict(set_environment(out, args), FILIMDB_PROGRESS=str(progress_file(out, name)))
+            ) as process:
         try:
             while process.poll() is None and not why:
                 time.sleep(0.1)
@@ -120,8 +145,8 @@ def execute(name, given, out, args, stops):
                 overdue = 0 < 60 * args.timeout < seconds
                 why = "interrupted" if stops else "timeout" if overdue else ""
                 if seconds > beat:
-                    beat, cell = seconds + BEAT, find_cell(target)
-                    print(f"{name}: {cell}, {seconds:.0f} s\n" if cell else "", end="", flush=True)
+                    beat, far = seconds + BEAT, how_far(out, name, target)
+                    print(f"{name}: {far}, {seconds:.0f} s\n" if far else "", end="", flush=True)
             if why:
                 print(f"{name}: {why}, has {GRACE} s to save (again: kill)\n", end="", flush=True)
                 wind_up(process, target, stops)
@@ -135,16 +160,18 @@ def build(args):
     paths = {p.stem: p for p in sorted(NOTEBOOKS.glob("*.ipynb"))}
     chosen = choose(args.only, list(paths))
     declared = {n: read_parameters(path) for n, path in paths.items()}
-    profile, values = read_profile(args.profile, declared)
+    profile, values = read_profile(args.profile, declared)  # a name; values, of some pages others
     out = Path(os.path.expanduser(args.out or str(ROOT / "build" / profile))).resolve()
     try:
         for folder in "notebooks", "logs", "cache":
             (out / folder).mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"can't write to {out} ({error.strerror}): give another --out") from None
-    values["out_dir"] = str(out)
-    given = {n: {k: v for k, v in values.items() if k in declared[n]} for n in paths}
+    given = {n: {k: v for k, v in dict(values.given(n), out_dir=str(out)).items()
+                 if k in declared[n]} for n in paths}
     used = {n: dict(declared[n], **given[n]) for n in paths}
+    for n in changed([paths[n] for n in chosen]):
+        print(f"{n}: differs from what is committed (git diff notebooks/{n}.ipynb)", flush=True)
     with folder_lock(out):
         return run_all(args, paths, chosen, profile, given, used, out)
 

@@ -7,19 +7,19 @@ from __future__ import annotations
 import contextlib
 import functools
 import inspect
-import io
 import logging
 import os
 import re
 import signal
 import sys
 import threading
+import time
 
 import torch
 import transformers
 from tqdm import tqdm
 
-from files import InputError, digest, one_line, warn
+from files import InputError, digest, one_line, remove_if_there, warn
 
 
 def supported_options(function, **options):
@@ -132,20 +132,141 @@ def quiet_transformers():
                 bars.enable_progress_bar()
 
 
-class Lines(io.StringIO):
-    """A stream for tqdm that prints each state of a bar as a line, but for the empty first one."""
-
-    def write(self, text):
-        """Print the state of the bar."""
-        if text.strip() and " 0%|" not in text:
-            print(text.strip(), flush=True)
+def is_watched():
+    """Tell whether a person is at this notebook: who runs it headless leaves no way to ask."""
+    shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
+    return bool(getattr(getattr(shell, "kernel", None), "_allow_stdin", False))
 
 
-def progress_bar(total, what, unit):
-    """Return a tqdm bar on stdout: rewritten on a terminal or notebook, else a line every 10 s."""
-    live = sys.stdout.isatty() or hasattr(sys.stdout, "pub_thread")  # a notebook's stdout
-    return tqdm(total=total, desc=what, unit=unit, ascii=True, leave=False, ncols=88, position=0,
-                file=sys.stdout if live else Lines(), mininterval=0.5 if live else 10)
+def is_notebook():
+    """Tell whether what is printed goes to a notebook's page."""
+    return hasattr(sys.stdout, "pub_thread")
+
+
+def duration(seconds):
+    """Return seconds in words: 40 s, 12 min, 3.5 h."""
+    if seconds < 99.5:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5970 else f"{seconds / 3600:.1f} h"
+
+
+_whole = threading.local()  # .bars: those that the work of this thread is part of, outermost first
+
+
+class Progress:
+    """How far some work is, in one line: "learning rates 3/6 · step 12/30 · 40 s left".
+
+    Used as a context, it is the whole of which the bars begun within are parts: they are shown in
+    its line. A terminal and a notebook have the line rewritten, from half a second on; a notebook
+    keeps a last one, of how long it took. A log gets a line a minute. FILIMDB_PROGRESS, from the
+    environment, names a file that holds the line for who watches the run from outside.
+    """
+
+    def __init__(self, total, what, unit, costs=None, budget=0.0):
+        """Take the number of units, e.g. what = "training", unit = "step".
+
+        costs: of each unit, where they differ, for the time left. budget: seconds at most, or 0.
+        """
+        self.total, self.what, self.unit, self.budget = total, what, unit, budget
+        self.costs, self.done, self.skipped = costs, 0, 0
+        self.parents, self.part = list(getattr(_whole, "bars", [])), None
+        self.began, self.shown, self.line = time.time(), time.time(), None
+        self.live, self.notebook = sys.stdout.isatty() or is_notebook(), is_notebook()
+        if self.parents:
+            self.parents[-1].part = self
+
+    def __enter__(self):
+        _whole.bars = [*self.parents, self]
+        return self
+
+    def __exit__(self, *_):
+        _whole.bars = self.parents
+        self.close()
+
+    def skip(self, n):
+        """Count units that were done before: they say nothing of how long others take."""
+        self.done, self.skipped = self.done + n, self.skipped + n
+
+    def update(self, n=1):
+        """Count n units; show the line where that is due."""
+        self.done += n
+        root = (self.parents or [self])[0]
+        if time.time() - root.shown >= (0.5 if root.live else 60):
+            root.show()
+
+    def close(self):
+        """Take the line away; a notebook keeps how long it took, if that was to be seen."""
+        if self.parents:
+            self.parents[-1].part = None
+        elif self.line:
+            self.line.leave = self.notebook
+            self.line.set_description_str(self.summary(), refresh=False)
+            self.line.close()
+        if not self.parents and os.environ.get("FILIMDB_PROGRESS"):
+            remove_if_there(os.environ["FILIMDB_PROGRESS"])
+
+    def levels(self):
+        """Return this bar and its parts, the outermost first."""
+        return [self, *self.part.levels()] if self.part else [self]
+
+    def share(self):
+        """Return the share, 0 to 1, that is done of what was to be done since it began."""
+        within = self.part.share() if self.part and self.done < self.total else 0
+        if not self.costs:
+            return (self.done - self.skipped + within) / max(1, self.total - self.skipped)
+        done, costs = sum(self.costs[self.skipped:self.done]), self.costs[self.done:]
+        return (done + within * costs[0] if costs else done) / (done + sum(costs) or 1)
+
+    def left(self):
+        """Return the seconds left, estimated, or None while too little is done to tell."""
+        share, spent = self.share(), time.time() - self.began
+        if not share:
+            return None
+        seconds = spent * (1 - share) / share
+        return max(0.0, min(seconds, self.budget - spent)) if self.budget else seconds
+
+    def text(self, between=", ", of=" of "):
+        """Return the line, in words: "rates: trial 3 of 6, step 12 of 30, 40 s left"."""
+        words = []
+        for level in self.levels():
+            number = min(level.done + (level.part is not None), level.total)
+            name = level.unit if words and level.unit == "step" else level.what
+            if of != "/":
+                name = f"{level.what}: {level.unit}" if not words else level.unit
+            words.append(f"{name} {number:,}{of}{level.total:,}")
+        left = self.left()
+        return between.join([*words, *([] if left is None else [f"{duration(left)} left"])])
+
+    def summary(self):
+        """Return what was done, in one line."""
+        new = self.done - self.skipped
+        stored = f", {self.skipped:,} of them before" * (self.skipped > 0 and new > 0)
+        of = f" of {self.total:,}" * (self.done < self.total)
+        return (f"{self.what}: {self.done:,}{of} {self.unit}{'s' * (self.total != 1)}{stored}, "
+                f"{duration(time.time() - self.began)}")
+
+    def show(self):
+        """Show the line where a person looks."""
+        self.shown = time.time()
+        if not self.live:
+            print(self.text(), flush=True)
+        else:
+            filled, dot = round(20 * self.share()), " \u00b7 "
+            if not dot.strip().encode(getattr(sys.stdout, "encoding", "") or "utf-8", "ignore"):
+                dot = ", "  # a terminal that knows ASCII alone
+            if self.line is None:
+                self.line = tqdm(total=1, desc=" ", bar_format="{desc}", file=sys.stdout,
+                                 position=0, ncols=99, leave=False)
+            self.line.set_description_str(
+                f"[{'#' * filled}{'.' * (20 - filled)}] {self.text(dot, '/')}"[:99])
+        if os.environ.get("FILIMDB_PROGRESS"):
+            with contextlib.suppress(OSError), open(os.environ["FILIMDB_PROGRESS"], "w") as file:
+                file.write(self.text())
+
+
+def progress_bar(total, what, unit, **options):
+    """Return a Progress: what, e.g. "tokenizing", is a work of `total` units, e.g. "review"."""
+    return Progress(total, what, unit, **options)
 
 
 def open_writer(log_dir):

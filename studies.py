@@ -29,6 +29,7 @@ import checkpoints
 import effects
 import files
 import helpers
+import parameters
 import runtime
 from assignment import POINTS, VERDICTS
 from files import InputError, try_lock
@@ -39,14 +40,6 @@ from runtime import VERSIONS
 def from_root(path):
     """Return a path as seen from the repository's root, wherever the kernel was started."""
     return os.path.join(files.HERE, os.path.expanduser(path))  # an absolute path stays
-
-
-def check_lists(**values):
-    """Refuse a notebook's parameter that must be a list and is none: `papermill -p` gives text."""
-    for name, value in values.items():
-        if not isinstance(value, list):
-            raise InputError(f"{name}={value!r}: must be a list; papermill reads one with -y "
-                             f"'{name}: [...]' or with -f FILE.yml, not with -p")
 
 
 # ---- a page: its run, its trials, its answers ---------------------------------------------------
@@ -66,7 +59,7 @@ class Study:
 
     def __init__(self, name, profile, data_dir, model, out_dir, n_train=0, n_dev=0, seeds=(0,),
                  **settings):
-        check_parameters(n_train=n_train, n_dev=n_dev, seeds=seeds)
+        check_numbers(n_train, n_dev, seeds)
         self.name = name
         self.profile = profile
         self.data_dir = data_dir
@@ -79,7 +72,7 @@ class Study:
         self.train = helpers.subset(self.data["train"], n_train)
         self.dev = helpers.subset(self.data["dev"], n_dev)
         self.margin = effects.MARGINS.get(profile, effects.MARGINS["small"])
-        self.answers = []
+        self.answers = AnswerList()
         self._baselines = {}
 
     def run(self, what, train=None, dev=None, seeds=None, **settings):
@@ -156,18 +149,14 @@ class Study:
         self.answers.append(row)
         said = f"Expected {expected or 'as said above'}: {verdict}." if verdict else ""
         asked = f" <small>(assignment: {point})</small>" if point else ""
-        show_html(f'<p class="answer"><strong>{html.escape(question)}</strong> '
+        show_html(f'<p class="answer" style="{BOX}"><strong>{html.escape(question)}</strong> '
                   f'{html.escape(row["answer"])} <em>{html.escape(said)}</em>{asked}</p>',
                   f'{question} {row["answer"]} {said}', answer=row)
 
     def summary(self):
         """Show all answers in one table."""
-        keys = "question", "answer", "verdict"
-        rows = "".join("<tr>" + "".join(f"<td>{html.escape(row[key])}</td>" for key in keys)
-                       for row in self.answers)
-        head = "".join(f"<th>{key}</th>" for key in keys)
-        show_html(f"<table><thead><tr>{head}</thead><tbody>{rows}</tbody></table>",
-                  "\n".join(": ".join(row[key] for key in keys) for row in self.answers))
+        rows = AnswerList(self.answers)
+        show_html(rows._repr_html_(), repr(rows))
 
     @property
     def sample_size(self):
@@ -195,9 +184,26 @@ class Study:
         return "\n".join(f"{name}: {value}" for name, value in self.facts().items())
 
     def _repr_html_(self):
-        rows = "".join(f"<tr><th scope=row>{html.escape(name)}</th><td>{html.escape(value)}</td>"
+        style = 'style="text-align:left;vertical-align:top"'
+        rows = "".join(f"<tr><th scope=row {style}>{html.escape(name)}</th>"
+                       f"<td {style}>{html.escape(value)}</td></tr>"
                        for name, value in self.facts().items())
         return f'<table class="facts">{rows}</table>'
+
+
+class AnswerList(list):
+    """A page's answers, which a notebook shows as a table."""
+
+    SHOWN = "question", "answer", "verdict"
+
+    def __repr__(self):
+        return "\n".join(": ".join(row[key] for key in self.SHOWN) for row in self)
+
+    def _repr_html_(self):
+        return files.html_table(self, self.SHOWN)
+
+
+BOX = "padding:.7em 1.1em;border-left:4px solid #3a7ca8"  # of an answer, in Jupyter too
 
 
 def histories(trials, *keys):
@@ -211,14 +217,20 @@ def histories(trials, *keys):
     return pd.DataFrame(rows)
 
 
-def check_parameters(n_train=0, n_dev=0, seeds=(0,)):
-    """Refuse a notebook's numbers of reviews and its seeds where they cannot be used."""
+def check_numbers(n_train=0, n_dev=0, seeds=(0,)):
+    """Refuse numbers of reviews, and seeds, that no study can be made of."""
     for name, value in (("n_train", n_train), ("n_dev", n_dev)):
-        if type(value) is not int or value < 0:
-            raise InputError(f"{name}={value!r}: must be a number of reviews; 0 takes all")
-    check_lists(seeds=list(seeds) if isinstance(seeds, tuple) else seeds)
-    if not seeds or any(type(seed) is not int or seed < 0 for seed in seeds):
-        raise InputError(f"seeds={seeds!r}: must be one or more whole numbers, 0 or more")
+        parameters.check_value(name, value, 0)
+    parameters.check_value("seeds", list(seeds) if isinstance(seeds, tuple) else seeds, [0, 1, 2])
+
+
+def check_parameters(name, namespace):
+    """Refuse a notebook's parameters, in the cell that takes them, where they cannot be used.
+
+    name: of the notebook; namespace: its globals(). A name that `papermill -p` was given and that
+    the notebook does not declare is refused too, and the nearest suggested.
+    """
+    parameters.check(name, namespace)
 
 
 def show_html(text, plain="", **metadata):
@@ -229,6 +241,25 @@ def show_html(text, plain="", **metadata):
     if "IPython" in sys.modules:
         from IPython.display import display
         display({"text/html": text, "text/plain": plain}, raw=True, metadata=metadata)
+
+
+def try_it(show, text, **choices):
+    """Show `show(text)`, and beneath it, in a live Jupyter, a box in which to type another text.
+
+    choices: of show's other arguments, as ipywidgets takes them: (least, most), or a list. In a
+    run without a person (papermill, report.py) and without ipywidgets the example stands alone.
+    """
+    show(text)
+    if not runtime.is_watched():
+        return
+    try:
+        import ipywidgets
+    except ImportError:
+        files.say("A box to type in needs ipywidgets: python -m pip install ipywidgets")
+        return
+    box = ipywidgets.Textarea(text, rows=4, layout=ipywidgets.Layout(width="95%"))
+    interact = ipywidgets.interact_manual.options(manual_name="Show")
+    interact(lambda text, **chosen: show(text, **chosen), text=box, **choices)
 
 
 # ---- trials ------------------------------------------------------------------------------------
@@ -305,9 +336,8 @@ def stored_trials(grid, train_part, dev_part, store, what="trials"):
 
     Raises InputError where it has none of them: there is nothing to judge.
     """
-    names = (trial_key(helpers.make_config(**overrides), train_part, dev_part)
-             for overrides in grid)
-    rows = [read_row(os.path.join(store, name + ".json")) for name in names]
+    rows = [read_row(trial_path(helpers.make_config(**overrides), train_part, dev_part, store))
+            for overrides in grid]
     if rows.count(None) == len(rows):
         raise InputError(f"{what}: none of the {len(rows)} trials is in the store {store}; "
                          f"report.py without --stored runs them")
@@ -319,17 +349,37 @@ def stored_trials(grid, train_part, dev_part, store, what="trials"):
 
 def run_here(jobs, what):
     """Return the trials' rows, one after another; what another process runs is waited for."""
-    rows, bar = [None] * len(jobs), runtime.progress_bar(len(jobs), what, "trial")
-    while None in rows:
-        waiting = rows.count(None)
-        for i, job in enumerate(jobs):
-            if rows[i] is None:
-                rows[i] = run_once(*job)
-                bar.update(rows[i] is not None)
-        if rows.count(None) == waiting:  # all that are left run in other processes
-            time.sleep(1)
-    bar.close()
+    rows = [read_row(trial_path(*job)) for job in jobs]
+    lacking = [job for job, row in zip(jobs, rows) if row is None]
+    stored = len(jobs) - len(lacking)
+    costs = [0] * stored + [cost_of(config) for config, *_ in lacking]
+    with runtime.progress_bar(len(jobs), what, "trial", costs=costs) as bar:
+        bar.skip(stored)
+        try:
+            while None in rows:
+                waiting = rows.count(None)
+                for i, job in enumerate(jobs):
+                    if rows[i] is None:
+                        rows[i] = run_once(*job)
+                        bar.update(rows[i] is not None)
+                if rows.count(None) == waiting:  # all that are left run in other processes
+                    time.sleep(1)
+        except KeyboardInterrupt as stop:
+            raise files.Interrupted(
+                f"{what}, trial {bar.done + 1} of {len(jobs)}: " + (
+                    str(stop) if isinstance(stop, files.Interrupted) else
+                    "interrupted; the same call resumes"), *stop.args) from None
     return rows
+
+
+def cost_of(config):
+    """Return about how long a trial takes, beside others on the same reviews."""
+    return config.epochs * min(config.words or config.seq_len, config.seq_len)
+
+
+def trial_path(config, train_part, dev_part, store):
+    """Return the file of a trial in a store."""
+    return os.path.join(store, trial_key(config, train_part, dev_part) + ".json")
 
 
 def warn_of_failed(grid, rows, what):

@@ -242,12 +242,12 @@ def help_text(capsys):
 
 def test_help_lists_every_key(capsys):
     said, config = help_text(capsys), vars(helpers.Config())
-    assert set(evaluate.meanings()) == set(config), "a field of Config without its comment"
+    assert set(helpers.meanings()) == set(config), "a field of Config without its comment"
     words = " ".join(said.split())
     for key, value in config.items():
         assert f"\n  {key}={value}" in said
         rule = "True or False" if value is False else helpers.rule_of(key)[0]
-        assert f"{evaluate.meanings()[key]}; must be {rule}" in words
+        assert f"{helpers.meanings()[key]}; must be {rule}" in words
     for key, value in helpers.MLM_DEFAULTS.items():
         assert (f"pretrain.{key}={value}\n" in said) == (value != config[key])
     assert "[S] Sun et al. 2019" in words and "Exit code: 0 done, 2 wrong use" in words

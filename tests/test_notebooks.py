@@ -26,9 +26,10 @@ from tools import (
 
 import assignment
 import helpers
+import parameters as profiles
 
 FIRST = {"profile": "sample", "data_dir": "data/sample", "model": "data/sample/bert",
-         "out_dir": "build/sample"}
+         "out_dir": "build/lab"}
 each = pytest.mark.parametrize("name", sorted(PATHS))
 
 
@@ -286,21 +287,23 @@ PROFILES = sorted((ROOT / "profiles").glob("*.yml")) + [TINY]
 
 @pytest.mark.parametrize("path", PROFILES, ids=[path.stem for path in PROFILES])
 def test_profiles_use_declared_keys_of_the_right_type(path):
-    values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    declared = {}
-    for name in PATHS:
-        declared.update(parameters(name))
-    assert values["profile"] == path.stem
-    assert set(values) <= set(declared) - {"out_dir"}
-    wrong = {key: kind(value) for key, value in values.items()
-             if kind(value) != kind(declared[key]) and value != []}
-    assert wrong == {}
+    declared = {name: parameters(name) for name in PATHS}
+    name, profile = profiles.read_profile(str(path), declared)
+    assert profile["profile"] == name == path.stem
+    for notebook in PATHS:
+        wrong = {key: kind(value) for key, value in profile.given(notebook).items()
+                 if kind(value) != kind(declared[notebook].get(key, value)) and value != []}
+        assert wrong == {} and "out_dir" not in profile.given(notebook)
 
 
-def test_the_sample_profile_is_the_notebooks_defaults():
-    values = yaml.safe_load((ROOT / "profiles" / "sample.yml").read_text(encoding="utf-8"))
+def test_the_sample_profile_states_the_notebooks_defaults():
+    """All of them: a notebook that somebody has tried things in is run with these nonetheless."""
+    profile = profiles.load_profile(ROOT / "profiles" / "sample.yml")
     for name in PATHS:
-        assert all(values.get(key, default) == default for key, default in parameters(name).items())
+        declared = parameters(name)
+        del declared["out_dir"]
+        stated = profile.given(name)
+        assert {key: stated[key] for key in declared} == declared, name
 
 
 # ---- a run of them all -------------------------------------------------------------------------

@@ -430,24 +430,133 @@ def test_another_error_is_no_lack_of_memory(cache, tiny_bert, monkeypatch):
 
 # ---- what is printed ----------------------------------------------------------------------------
 
-def test_a_line_stands_above_the_bars_that_are_shown(monkeypatch):
+@pytest.fixture
+def clock(monkeypatch):
+    """A clock that a test sets: the seconds since it began."""
+    now = [0.0]
+    monkeypatch.setattr(runtime.time, "time", lambda: 1e9 + now[0])
+    return now
+
+
+def screen_of(monkeypatch, **attributes):
+    """Take the place of stdout by a terminal, or a notebook's page."""
     screen = io.StringIO()
-    screen.isatty = lambda: True
+    screen.__dict__.update(attributes)
+    monkeypatch.setattr(sys, "stdout", screen)
+    return screen
+
+
+def as_seen(text):
+    """Return the lines that a terminal shows of what was written to it."""
+    return [line.split("\r")[-1].rstrip() for line in text.split("\n")]
+
+
+def work(clock, seconds=1.0, n_trials=6, n_steps=30, stop=(9, 9)):
+    """Go through trials of steps, on the clock; one of two bars in the other."""
+    with runtime.progress_bar(n_trials, "learning rates", "trial") as trials:
+        for trial in range(n_trials):
+            with runtime.progress_bar(n_steps, "training", "step") as steps:
+                for step in range(n_steps):
+                    clock[0] += seconds
+                    steps.update()
+                    if (trial, step) == stop:
+                        return
+            trials.update()
+
+
+def test_one_bar_has_the_whole_in_sight(monkeypatch, clock):
+    screen = screen_of(monkeypatch, isatty=lambda: True)
+    work(clock, stop=(2, 11))
+    states = [state.rstrip() for state in screen.getvalue().split("\r")]
+    assert "[########............] learning rates 3/6 \u00b7 step 12/30 \u00b7 2 min left" in states
+    assert as_seen(screen.getvalue()) == [""], "nothing is left on a terminal"
+    assert not [state for state in states if "training" in state]
+
+
+def test_a_notebook_keeps_one_line_and_no_gap(monkeypatch, clock):
+    screen = screen_of(monkeypatch, pub_thread=None)
+    work(clock)
+    assert as_seen(screen.getvalue()) == ["learning rates: 6 trials, 3 min", ""]
+    screen = screen_of(monkeypatch, pub_thread=None)
+    work(clock, seconds=0.001)
+    assert screen.getvalue() == "", "what is done at once shows no bar, and leaves no gap"
+
+
+def test_a_log_gets_a_line_a_minute(monkeypatch, clock):
+    screen = screen_of(monkeypatch)
+    work(clock, seconds=61.0, n_trials=2, n_steps=3)
+    assert screen.getvalue().split("\n") == [
+        "learning rates: trial 1 of 2, step 1 of 3, 5 min left",
+        "learning rates: trial 1 of 2, step 2 of 3, 4 min left",
+        "learning rates: trial 1 of 2, step 3 of 3, 3 min left",
+        "learning rates: trial 2 of 2, step 1 of 3, 2 min left",
+        "learning rates: trial 2 of 2, step 2 of 3, 61 s left",
+        "learning rates: trial 2 of 2, step 3 of 3, 0 s left", ""]
+    screen = screen_of(monkeypatch)
+    work(clock, seconds=10.0, n_trials=4, n_steps=2160)  # a day
+    assert screen.getvalue().count("\n") == 1440
+
+
+def test_the_time_left_is_of_what_has_to_be_done(monkeypatch, clock):
+    screen_of(monkeypatch)
+    with runtime.progress_bar(4, "rates", "trial", costs=[0, 0, 1, 3]) as bar:
+        bar.skip(2)
+        assert bar.left() is None and bar.share() == 0
+        clock[0] += 10
+        bar.update()
+        assert (bar.share(), bar.left()) == (0.25, 30) and "rates: trial 3 of 4" in bar.text()
+        with runtime.progress_bar(10, "training", "step", budget=12) as steps:
+            steps.skip(5)
+            clock[0] += 10
+            steps.update()
+            assert (steps.share(), steps.left()) == (0.2, 2)
+            assert abs(bar.share() - (1 + 3 * 0.2) / 4) < 1e-9
+            assert bar.text() == "rates: trial 4 of 4, step 6 of 10, 30 s left"
+    assert bar.summary() == "rates: 3 of 4 trials, 2 of them before, 20 s"
+
+
+def test_an_error_leaves_no_bar_behind(monkeypatch, clock):
+    screen = screen_of(monkeypatch, pub_thread=None)
+    for seconds in (1.0, 2.0):
+        with pytest.raises(KeyError), runtime.progress_bar(6, "rates", "trial") as bar:
+            clock[0] += seconds
+            bar.update()
+            runtime.progress_bar(5, "tokenizing", "review").update()  # never closed
+            raise KeyError
+    assert as_seen(screen.getvalue()) == ["rates: 1 of 6 trials, 1 s", "rates: 1 of 6 trials, 2 s", ""]
+
+
+def test_who_watches_from_outside_finds_the_line_in_a_file(monkeypatch, clock, tmp_path):
+    screen_of(monkeypatch, pub_thread=None)
+    monkeypatch.setenv("FILIMDB_PROGRESS", str(tmp_path / "progress"))
+    seen = []
+    monkeypatch.setattr(runtime.Progress, "close", lambda bar, close=runtime.Progress.close: (
+        seen.extend(path.read_text() for path in tmp_path.iterdir()), close(bar)))
+    work(clock, stop=(2, 11))
+    assert seen[-1] == "learning rates: trial 3 of 6, step 12 of 30, 2 min left"
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_line_stands_above_the_bar_that_is_shown(monkeypatch, clock):
+    screen = screen_of(monkeypatch, isatty=lambda: True)
+    with runtime.progress_bar(7, "trials", "trial") as bar:
+        clock[0] += 1
+        bar.update()
+        files.say("goes on")
+        files.warn("mind")
+        assert as_seen(screen.getvalue())[2].endswith("trials 1/7 \u00b7 6 s left")
+    assert as_seen(screen.getvalue()) == ["goes on", "Warning: mind", ""]
+
+
+def test_a_terminal_that_knows_ascii_alone(monkeypatch, clock):
+    raw = io.BytesIO()
+    screen = io.TextIOWrapper(raw, encoding="ascii", write_through=True)
     monkeypatch.setattr(sys, "stdout", screen)
     bar = runtime.progress_bar(7, "trials", "trial")
-    files.say("goes on")
-    files.warn("mind")
-    bar.update(1)
-    bar.close()
-    shown = [line.split("\r")[-1].rstrip() for line in screen.getvalue().split("\n")]
-    assert shown == ["goes on", "Warning: mind", ""] and "0/7" in screen.getvalue()
-
-
-def test_a_log_gets_lines(capsys):
-    bar = runtime.progress_bar(7, "trials", "trial")
-    files.say("goes on")
-    bar.close()
-    assert capsys.readouterr().out == "goes on\n"
+    bar.live = True
+    clock[0] += 1
+    bar.update()
+    assert b"trials 1/7, 6 s left" in raw.getvalue()
 
 
 # ---- resuming ----------------------------------------------------------------------------------

@@ -137,18 +137,55 @@ def test_a_single_process_of_torchrun_is_alone(monkeypatch):
 @pytest.mark.parametrize("value", ["[0]", 0, 0.5, None])
 def test_a_parameter_that_must_be_a_list(value):
     with pytest.raises(InputError) as caught:
-        studies.check_lists(lrs=[0.1], seeds=value)
+        studies.Study("x", "sample", "data/sample", "m", "build", seeds=value)
     said = str(caught.value)
     assert said.startswith(f"seeds={value!r}: must be a list") and "\n" not in said
     assert "-y 'seeds: [...]'" in said and "-f" in said
-    studies.check_lists(seeds=[0], lrs=[])
+
+
+WRONG = [("seeds", 0, "must be a list, such as [0, 1, 2]"), ("seeds", [], "one or more numbers"),
+         ("seeds", [0.5], "a list such as [0, 1, 2]"), ("seeds", [-1], "each 0 or more"),
+         ("n_train", -3, "must be a number of reviews, 0 (all) or more"),
+         ("n_dev", "many", "must be int, as 300"), ("lr", 0.0, "more than 0, and finite"),
+         ("seq_len", 1000, "must be at least 3 and at most 512"), ("epochs", 1.5, "must be int, as 2"),
+         ("lrs", [1e-3, 0.0], "each more than 0"), ("model", 3, "must be str, as data/sample/bert")]
+
+
+@pytest.mark.parametrize("key,value,words", WRONG)
+def test_a_parameter_is_refused_in_the_cell_that_takes_it(key, value, words):
+    namespace = dict(parameters("03_training_loop"), torch=studies.torch)
+    studies.check_parameters("03_training_loop", namespace)
+    with pytest.raises(InputError) as caught:
+        studies.check_parameters("03_training_loop", dict(namespace, **{key: value}))
+    said = str(caught.value)
+    assert said.startswith(f"{key}={value!r}: must be ") and words in said and "\n" not in said
+
+
+def test_a_list_of_numbers_takes_whole_ones_and_a_page_may_have_its_own():
+    studies.check_parameters("03_training_loop", {"lrs": [1], "own": "anything", "seeds": [7]})
+    studies.check_parameters("no_such_page", {"seeds": [7]})
+
+
+def test_a_name_that_papermill_put_in_must_be_declared():
+    declaring, injected = "n_train = 320  # reviews\nlr = 1e-3\n", "# Parameters\nn_trian = 5\n"
+    namespace = {"n_train": 320, "lr": 1e-3, "n_trian": 5}
+    studies.check_parameters("03_training_loop", namespace)
+    for before in ([""], ["", "import sys", "1 +"]):
+        with pytest.raises(InputError) as caught:
+            studies.check_parameters("03_training_loop", dict(
+                namespace, In=[*before, declaring, injected, "studies.check_parameters(...)"]))
+        assert str(caught.value) == ("n_trian=5: no parameter of this notebook; "
+                                     "did you mean n_train?")
+    with pytest.raises(InputError, match="x=1: no parameter of this notebook; use one of lr, n_train"):
+        studies.check_parameters("03_training_loop", {
+            "x": 1, "In": [declaring, "# Parameters\nx = 1\n"]})
+    studies.check_parameters("03_training_loop", dict(
+        namespace, In=["", declaring, "# Parameters\nn_train = 5\n", "n_trian = 5"]))
 
 
 @pytest.mark.parametrize("name", sorted(PATHS))
-def test_every_list_of_a_notebook_is_checked(name):
-    lists = [key for key, value in parameters(name).items() if isinstance(value, list)]
-    checks = "studies.check_lists(" + ", ".join(f"{key}={key}" for key in lists) + ")\n"
-    assert sources(name, "code")[2].startswith(checks) if lists else True
+def test_a_notebook_checks_its_parameters_first(name):
+    assert sources(name, "code")[2].startswith(f'studies.check_parameters("{name}", globals())\n')
 
 
 def test_a_notebook_finds_the_project_from_any_folder_within(tmp_path):
@@ -240,3 +277,13 @@ def test_papermill_with_a_list_as_text_names_the_remedy(kernel, sample, tmp_path
     with pytest.raises(papermill.PapermillExecutionError) as caught:
         execute("06_optimizer_comparison", sample, tmp_path, l2_decays="[1e-3]")
     assert "l2_decays='[1e-3]': must be a list" in caught.value.evalue
+
+
+def test_papermill_with_a_mistyped_name_names_the_nearest(kernel, sample, tmp_path):
+    values = dict(data_dir=sample, out_dir=str(tmp_path), n_trian=5)
+    with pytest.raises(papermill.PapermillExecutionError) as caught:
+        papermill.execute_notebook(
+            str(PATHS["06_optimizer_comparison"]), str(tmp_path / "page.ipynb"), parameters=values,
+            kernel_name="python3", cwd=str(ROOT / "tests"), progress_bar=False)
+    assert caught.value.evalue == ("n_trian=5: no parameter of this notebook; did you mean n_train?")
+    assert len(caught.value.traceback) == 1 and "\n" not in caught.value.traceback[0]
