@@ -6,6 +6,8 @@ import collections.abc
 import contextlib
 import functools
 import threading
+import time
+import types
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -35,6 +37,91 @@ def worker_threads(n):
         torch.set_num_threads(n)  # ... and threads of others, if they begin later, have n again
     return pool
 
+
+# ---- matrix products ----------------------------------------------------------------------------
+
+ACCURATE = 1e-5  # of a product's largest entry: fp32 errs by 1e-6, bf16 by 2e-3
+FASTER = 1.4     # times as fast oneDNN must be: well above a measurement's noise
+_switch = types.SimpleNamespace(lock=threading.RLock(), product="", users=0, ours=False)
+
+
+def onednn_setting():
+    """Return PyTorch's setting of the products by oneDNN, or None where it has none (2019)."""
+    setting = getattr(getattr(torch.backends, "mkldnn", None), "matmul", None)
+    return setting if hasattr(setting, "fp32_precision") else None
+
+
+def measure_products(setting, rounds=5):
+    """Return ({value of the setting: seconds of a product}, error with "bf16"), in turns.
+
+    The error is relative to the largest entry. Where it is too large for fp32 no time is taken:
+    what other threads compute meanwhile would be as inaccurate.
+    """
+    random = torch.Generator().manual_seed(0)
+    a, b = (torch.randn(shape, generator=random, dtype=torch.float32)
+            for shape in ((128, 384), (384, 1536)))
+    exact = a.double().mm(b.double())
+    best = {"none": float("inf"), "bf16": float("inf")}
+    try:
+        setting.fp32_precision = "bf16"
+        error = float((torch.mm(a, b) - exact).abs().max() / exact.abs().max())
+        for value in [*best] * rounds if error < ACCURATE else []:
+            setting.fp32_precision = value
+            started = time.perf_counter()
+            torch.mm(a, b)
+            best[value] = min(best[value], time.perf_counter() - started)
+    finally:
+        setting.fp32_precision = "none"
+    return best, error
+
+
+def product_of(device):
+    """Return the name of the matrix product that is used on a device: "oneDNN" or "default".
+
+    Asked to compute in bf16, oneDNN takes a kernel of fp32 on CPUs that it has none of bf16 for;
+    on some (AMD's family 26) that is twice as fast as PyTorch's default product. It is taken where
+    it is FASTER and ACCURATE; measured once in a process, on one core.
+    """
+    setting, threads = onednn_setting(), torch.get_num_threads()
+    if device.type != "cpu" or setting is None:
+        return "default"
+    with _switch.lock:
+        if not _switch.product and setting.fp32_precision == "none":  # else somebody's own choice
+            pool = None if threads == 1 else worker_threads(threads)
+            best, error = (pool.submit(measure_products, setting).result() if pool else
+                           measure_products(setting))
+            pays = error < ACCURATE and best["none"] > FASTER * best["bf16"]
+            _switch.product = "oneDNN" if pays else "default"
+        return _switch.product or "default"
+
+
+@contextlib.contextmanager
+def fast_products(device):
+    """Compute the block's fp32 products by `product_of`; what others have set stays as it is.
+
+    The setting is the process's: the first of several threads sets it, the last takes it back.
+    """
+    if product_of(device) == "default":
+        yield
+        return
+    setting = onednn_setting()
+    with _switch.lock:
+        _switch.users += 1
+        if setting.fp32_precision == "none":
+            setting.fp32_precision = "bf16"
+            _switch.ours = True
+    try:
+        yield
+    finally:
+        with _switch.lock:
+            _switch.users -= 1
+            if _switch.ours and not _switch.users:
+                _switch.ours = False
+                if setting.fp32_precision == "bf16":
+                    setting.fp32_precision = "none"
+
+
+# ---- random numbers and dropout -----------------------------------------------------------------
 
 _random = threading.local()  # .stream: the random numbers of the micro-batch that a thread is at
 
@@ -93,19 +180,20 @@ def parallel_map(work, items, device):
     No more than one result a core, and one, is held, so memory stays bounded.
     """
     threads, waiting = torch.get_num_threads(), collections.deque()
-    if device.type != "cpu" or threads == 1 or inference_mode is torch.no_grad:  # PyTorch 1.3
-        yield from map(work, items)
-        return
-    try:
-        for item in items:
-            waiting.append(worker_threads(threads).submit(work, item))
-            if len(waiting) > threads:
+    with fast_products(device):
+        if device.type != "cpu" or threads == 1 or inference_mode is torch.no_grad:  # PyTorch 1.3
+            yield from map(work, items)
+            return
+        try:
+            for item in items:
+                waiting.append(worker_threads(threads).submit(work, item))
+                if len(waiting) > threads:
+                    yield waiting.popleft().result()
+            while waiting:
                 yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
-    finally:
-        for one in waiting:  # after an error or Ctrl-C
-            one.cancel()
+        finally:
+            for one in waiting:  # after an error or Ctrl-C
+                one.cancel()
 
 
 class DroppedAttention(torch.autograd.Function):
@@ -125,7 +213,11 @@ class DroppedAttention(torch.autograd.Function):
             scores = torch.bmm(query[some], key[some].transpose(1, 2)).add_(bias[some])
             work(some, scores.softmax(-1), keep_mask(scores.shape, cut, [seed, start]))
 
-        list(parallel_map(one, range(0, len(query), step), query.device))  # list: wait for all
+        starts = range(0, len(query), step)
+        if torch.get_num_threads() == 1:  # a core that `parallel_map` gave a micro-batch
+            list(map(one, starts))
+        else:
+            list(parallel_map(one, starts, query.device))  # list: wait for all
 
     @staticmethod
     def forward(ctx, query, key, value, bias, p, seed):
