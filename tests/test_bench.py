@@ -50,6 +50,29 @@ def test_all_jobs_see_the_same_tokens(bench, tmp_path, kind, jobs):
     assert len(set(counts.values())) == 1, counts
 
 
+@pytest.mark.slow
+def test_the_graph_for_onnx_runtime_is_the_model(bench, tiny_bert, tmp_path):
+    """Whatever the batch and its padding: the graph was made from one batch without any."""
+    import onnxruntime
+    from transformers import AutoModelForSequenceClassification
+    folder = str(tmp_path / "classifier")
+    model = AutoModelForSequenceClassification.from_pretrained(tiny_bert).eval()
+    model.save_pretrained(folder)  # with its new head
+    bench.export_graph(folder, str(tmp_path / "bert.onnx"))
+    session = onnxruntime.InferenceSession(str(tmp_path / "bert.onnx"),
+                                           providers=["CPUExecutionProvider"])
+    for lengths in ([8, 8], [5, 3, 1], [40], [30, 30, 29, 2, 2]):
+        ids = torch.zeros(len(lengths), max(lengths), dtype=torch.int64)
+        mask = ids.clone()
+        for row, n in enumerate(lengths):
+            ids[row, :n] = torch.arange(5, 5 + n)
+            mask[row, :n] = 1
+        given = session.run(["logits"], {"input_ids": ids.numpy(), "attention_mask": mask.numpy()})
+        with torch.no_grad():
+            wanted = model(ids, attention_mask=mask)[0]
+        assert torch.allclose(torch.from_numpy(given[0]), wanted, atol=1e-5), lengths
+
+
 def test_ceilings_are_measured_as_far_as_they_are_needed(bench, monkeypatch):
     monkeypatch.setattr(bench, "matmul_ceiling", lambda model, precision: {"fp32": 1, "bf16": 2}[
         precision])

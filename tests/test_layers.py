@@ -133,9 +133,7 @@ def test_a_tied_head_gets_the_gradients_of_one_large_batch(tiny_bert):
     loss = sum(helpers.summed_loss(helpers.mlm_forward, model, batch, CPU) for batch in window)
     (loss / n_targets).backward()
     wanted = [p.grad for p in model.parameters()]
-    model.zero_grad()
-    for parameter in model.parameters():
-        parameter.grad = None
+    helpers.clear_gradients(model)
 
     def forward(model, batch):
         seen.append((decoder.weight is words.weight, decoder.weight.data_ptr(), words.sparse))
