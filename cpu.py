@@ -88,11 +88,13 @@ def product_of(device):
         return "default"
     with _switch.lock:
         if not _switch.product and setting.fp32_precision == "none":  # else somebody's own choice
-            pool = None if threads == 1 else worker_threads(threads)
-            best, error = (pool.submit(measure_products, setting).result() if pool else
-                           measure_products(setting))
-            pays = error < ACCURATE and best["none"] > FASTER * best["bf16"]
-            _switch.product = "oneDNN" if pays else "default"
+            _switch.product = "default"
+            with contextlib.suppress(RuntimeError):  # PyTorch's settings are frozen
+                pool = None if threads == 1 else worker_threads(threads)
+                best, error = (pool.submit(measure_products, setting).result() if pool else
+                               measure_products(setting))
+                if error < ACCURATE and best["none"] > FASTER * best["bf16"]:
+                    _switch.product = "oneDNN"
         return _switch.product or "default"
 
 

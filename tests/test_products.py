@@ -101,6 +101,17 @@ def test_a_pytorch_without_the_setting_is_as_before(monkeypatch, backends):
         assert cpu.product_of(CPU) == "default"
 
 
+def test_frozen_settings_are_as_before(machine, monkeypatch):
+    def refuse(self, value):
+        raise RuntimeError("not allowed to set flags after disable_global_flags")
+
+    made = machine(1.0)
+    del made.fp32_precision  # the class's, below
+    monkeypatch.setattr(Machine, "fp32_precision", property(lambda self: "none", refuse), False)
+    with cpu.fast_products(CPU):
+        assert cpu.product_of(CPU) == "default"
+
+
 def test_a_gpu_has_its_own_product(machine):
     made = machine(1.0)
     with cpu.fast_products(torch.device("cuda")):
