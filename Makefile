@@ -55,7 +55,7 @@ lint: .venv/ready-dev  ## ruff (code and notebooks), vermin (calls that Python 3
 	.venv/bin/vermin -t=3.7- --violations --no-tips *.py data tests
 
 bench: data/FILIMDB .venv/ready-dev minilm  ## time training, classifying, MLM against Trainer and ONNX Runtime (N=, MODEL=)
-	$(VENV) benchmarks/bench.py --n $(or $(N),192) --rounds $(or $(ROUNDS),3) $(ARGS)
+	$(VENV) benchmarks/bench.py --n $(or $(N),144) --rounds $(or $(ROUNDS),3) $(ARGS)
 
 lab: .venv/ready  ## JupyterLab, on localhost and with its token
 	$(VENV) -m jupyterlab --ip=127.0.0.1 notebooks

@@ -112,6 +112,10 @@ def test_single_jobs_are_timed_against_ours(bench, monkeypatch, capsys):
     bench.main(["--data", "data/sample", "--model", str(ROOT / "data" / "sample" / "bert"),
                 "--rounds", "1", "--kinds", "classify", "--jobs", "onnxruntime"])
     assert made == ["ours", "onnxruntime"]
+    made.clear()
+    bench.main(["--data", "data/sample", "--model", str(ROOT / "data" / "sample" / "bert"),
+                "--rounds", "2", "--kinds", "train", "tokenize", "--jobs", "plain-512"])
+    assert made == ["ours", "plain-512", "ours", "ours", "ours-again"], "some in one round alone"
 
 
 def test_the_ceiling_is_the_fastest_product_that_is_fp32(bench, monkeypatch):
