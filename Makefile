@@ -54,8 +54,8 @@ lint: .venv/ready-dev  ## ruff (code and notebooks), vermin (calls that Python 3
 	$(VENV) -m ruff check .
 	.venv/bin/vermin -t=3.7- --violations --no-tips *.py data tests
 
-bench: data/FILIMDB .venv/ready-dev minilm  ## time training, classifying, MLM against transformers.Trainer (N=, MODEL=)
-	$(VENV) benchmarks/bench.py --n $(or $(N),192) --rounds $(or $(ROUNDS),3) $(ARGS)
+bench: data/FILIMDB .venv/ready-dev minilm  ## time training, classifying, MLM against Trainer and ONNX Runtime (N=, MODEL=)
+	$(VENV) benchmarks/bench.py --n $(or $(N),144) --rounds $(or $(ROUNDS),3) $(ARGS)
 
 lab: .venv/ready  ## JupyterLab on a working copy, build/lab (FRESH=1: a new one; ARGS=--port=9000)
 	@test "$$(id -u)" -ne 0 || case " $(ARGS) " in *" --allow-root "*) ;; *) \

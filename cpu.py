@@ -6,10 +6,13 @@ import collections.abc
 import contextlib
 import functools
 import threading
+import time
+import types
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from transformers import BertModel
 
 from runtime import inference_mode
@@ -35,6 +38,93 @@ def worker_threads(n):
         torch.set_num_threads(n)  # ... and threads of others, if they begin later, have n again
     return pool
 
+
+# ---- matrix products ----------------------------------------------------------------------------
+
+ACCURATE = 1e-5  # of a product's largest entry: fp32 errs by 1e-6, bf16 by 2e-3
+FASTER = 1.4     # times as fast oneDNN must be: well above a measurement's noise
+_switch = types.SimpleNamespace(lock=threading.RLock(), product="", users=0, ours=False)
+
+
+def onednn_setting():
+    """Return PyTorch's setting of the products by oneDNN, or None where it has none (2019)."""
+    setting = getattr(getattr(torch.backends, "mkldnn", None), "matmul", None)
+    return setting if hasattr(setting, "fp32_precision") else None
+
+
+def measure_products(setting, rounds=5):
+    """Return ({value of the setting: seconds of a product}, error with "bf16"), in turns.
+
+    The error is relative to the largest entry. Where it is too large for fp32 no time is taken:
+    what other threads compute meanwhile would be as inaccurate.
+    """
+    random = torch.Generator().manual_seed(0)
+    a, b = (torch.randn(shape, generator=random, dtype=torch.float32)
+            for shape in ((128, 384), (384, 1536)))
+    exact = a.double().mm(b.double())
+    best = {"none": float("inf"), "bf16": float("inf")}
+    try:
+        setting.fp32_precision = "bf16"
+        error = float((torch.mm(a, b) - exact).abs().max() / exact.abs().max())
+        for value in [*best] * rounds if error < ACCURATE else []:
+            setting.fp32_precision = value
+            started = time.perf_counter()
+            torch.mm(a, b)
+            best[value] = min(best[value], time.perf_counter() - started)
+    finally:
+        setting.fp32_precision = "none"
+    return best, error
+
+
+def product_of(device):
+    """Return the name of the matrix product that is used on a device: "oneDNN" or "default".
+
+    Asked to compute in bf16, oneDNN takes a kernel of fp32 on CPUs that it has none of bf16 for;
+    on some (AMD's family 26) that is twice as fast as PyTorch's default product. It is taken where
+    it is FASTER and ACCURATE; measured once in a process, on one core.
+    """
+    setting, threads = onednn_setting(), torch.get_num_threads()
+    if device.type != "cpu" or setting is None:
+        return "default"
+    with _switch.lock:
+        if not _switch.product and setting.fp32_precision == "none":  # else somebody's own choice
+            _switch.product = "default"
+            with contextlib.suppress(RuntimeError):  # PyTorch's settings are frozen
+                pool = None if threads == 1 else worker_threads(threads)
+                best, error = (pool.submit(measure_products, setting).result() if pool else
+                               measure_products(setting))
+                if error < ACCURATE and best["none"] > FASTER * best["bf16"]:
+                    _switch.product = "oneDNN"
+        return _switch.product or "default"
+
+
+@contextlib.contextmanager
+def fast_products(device):
+    """Compute the block's fp32 products by `product_of`; what others have set stays as it is.
+
+    The setting is the process's: the first of several threads sets it, the last takes it back.
+    """
+    if product_of(device) == "default":
+        yield
+        return
+    setting = onednn_setting()
+    with _switch.lock:
+        _switch.users += 1
+        if setting.fp32_precision == "none":
+            setting.fp32_precision = "bf16"
+            _switch.ours = True
+    try:
+        yield
+    finally:
+        with _switch.lock:
+            _switch.users -= 1
+            if _switch.ours and not _switch.users:
+                _switch.ours = False
+                if setting.fp32_precision == "bf16":
+                    setting.fp32_precision = "none"
+
+
+# ---- random numbers and dropout -----------------------------------------------------------------
 
 _random = threading.local()  # .stream: the random numbers of the micro-batch that a thread is at
 
@@ -82,9 +172,14 @@ def keep_mask(shape, cut, seed):
 
     A 64-bit random number decides on four positions, a quarter of the cost of bernoulli_().
     """
+    return torch.from_numpy(kept_positions(shape, cut, seed).astype(np.float32))
+
+
+def kept_positions(shape, cut, seed):
+    """Return `keep_mask` as an array of bool; numpy compares several times as fast as PyTorch."""
     n = int(np.prod(shape))
     bits = np.random.SFC64(seed).random_raw(n // 4 + 1).view(np.int16)[:n]
-    return torch.ge(torch.from_numpy(bits).view(shape), cut - 32768, out=torch.empty(shape))
+    return np.greater_equal(bits, np.int16(cut - 32768)).reshape(shape)
 
 
 def parallel_map(work, items, device):
@@ -93,52 +188,62 @@ def parallel_map(work, items, device):
     No more than one result a core, and one, is held, so memory stays bounded.
     """
     threads, waiting = torch.get_num_threads(), collections.deque()
-    if device.type != "cpu" or threads == 1 or inference_mode is torch.no_grad:  # PyTorch 1.3
-        yield from map(work, items)
-        return
-    try:
-        for item in items:
-            waiting.append(worker_threads(threads).submit(work, item))
-            if len(waiting) > threads:
+    with fast_products(device):
+        if device.type != "cpu" or threads == 1 or inference_mode is torch.no_grad:  # PyTorch 1.3
+            yield from map(work, items)
+            return
+        try:
+            for item in items:
+                waiting.append(worker_threads(threads).submit(work, item))
+                if len(waiting) > threads:
+                    yield waiting.popleft().result()
+            while waiting:
                 yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
-    finally:
-        for one in waiting:  # after an error or Ctrl-C
-            one.cancel()
+        finally:
+            for one in waiting:  # after an error or Ctrl-C
+                one.cancel()
 
 
 class DroppedAttention(torch.autograd.Function):
     """softmax(query key' + bias), dropout, times value; in chunks, each by a core of its own.
 
-    query, key, value: (n, seq, size), bias: (n, 1, seq). The backward pass makes weights and masks
-    again instead of keeping them: n x seq x seq numbers are never held, as Dao et al. 2022 do it.
+    query, key, value: (n, seq, size), bias: (n, 1, seq) or None. The backward pass makes the
+    weights again instead of keeping them, as Dao et al. 2022 do it: of n x seq x seq numbers only
+    a bit each is held, whether it was dropped.
     """
 
     @staticmethod
-    def by_chunks(work, query, key, bias, cut, seed):
-        """Call work(slice, softmax weights, mask) on all chunks of the n."""
+    def by_chunks(work, query, key, bias):
+        """Call work(number of the chunk, slice, softmax weights) on all chunks of the n."""
         step = max(1, CACHED // query.shape[1] ** 2)
 
         def one(start):
             some = slice(start, start + step)
-            scores = torch.bmm(query[some], key[some].transpose(1, 2)).add_(bias[some])
-            work(some, scores.softmax(-1), keep_mask(scores.shape, cut, [seed, start]))
+            scores = torch.bmm(query[some], key[some].transpose(1, 2))
+            if bias is not None:
+                scores.add_(bias[some])
+            work(start // step, some, scores.softmax(-1))
 
-        list(parallel_map(one, range(0, len(query), step), query.device))  # list: wait for all
+        starts = range(0, len(query), step)
+        if torch.get_num_threads() == 1:  # a core that `parallel_map` gave a micro-batch
+            list(map(one, starts))
+        else:
+            list(parallel_map(one, starts, query.device))  # list: wait for all
 
     @staticmethod
     def forward(ctx, query, key, value, bias, p, seed):
         """Return (n, seq, size)."""
-        out, (cut, ctx.share) = torch.empty_like(query), cut_of(p)
+        out, (cut, ctx.share), ctx.kept = torch.empty_like(query), cut_of(p), {}
 
-        def attend(some, weights, mask):
-            torch.bmm(weights.mul_(mask), value[some], out=out[some])
+        def attend(number, some, weights):
+            kept = kept_positions(weights.shape, cut, [seed, some.start])
+            ctx.kept[number] = np.packbits(kept)
+            np.multiply(weights.numpy(), kept, out=weights.numpy())
+            torch.bmm(weights, value[some], out=out[some])
 
-        DroppedAttention.by_chunks(attend, query, key, bias, cut, seed)
+        DroppedAttention.by_chunks(attend, query, key, bias)
         out.mul_(1 / ctx.share)
         ctx.save_for_backward(query, key, value, bias, out)
-        ctx.cut, ctx.seed = cut, seed
         return out
 
     @staticmethod
@@ -146,17 +251,20 @@ class DroppedAttention(torch.autograd.Function):
         """Return the gradients of query, key and value."""
         query, key, value, bias, out = ctx.saved_tensors
         to_query, to_key, to_value = (torch.empty_like(query) for _ in range(3))
-        mean = (grad * out).sum(-1, keepdim=True)  # of a row's gradients, by its weights
+        minus_mean = -(grad * out).sum(-1, keepdim=True)  # of a row's gradients, by its weights
         grad = grad * (1 / ctx.share)
 
-        def go_back(some, weights, mask):
-            to_weights = torch.bmm(grad[some], value[some].transpose(1, 2)).mul_(mask)
-            torch.bmm(mask.mul_(weights).transpose(1, 2), grad[some], out=to_value[some])
-            to_scores = to_weights.sub_(mean[some]).mul_(weights)
+        def go_back(number, some, weights):
+            bits = np.unpackbits(ctx.kept[number])[:weights.numel()]
+            kept = torch.empty_like(weights)
+            np.multiply(weights.numpy(), bits.view(bool).reshape(weights.shape), out=kept.numpy())
+            torch.bmm(kept.transpose(1, 2), grad[some], out=to_value[some])
+            to_weights = torch.bmm(grad[some], value[some].transpose(1, 2))
+            to_scores = weights.mul_(minus_mean[some]).addcmul_(to_weights, kept)
             torch.bmm(to_scores, key[some], out=to_query[some])
             torch.bmm(to_scores.transpose(1, 2), query[some], out=to_key[some])
 
-        DroppedAttention.by_chunks(go_back, query, key, bias, ctx.cut, ctx.seed)
+        DroppedAttention.by_chunks(go_back, query, key, bias)
         return to_query, to_key, to_value, None, None, None
 
 
@@ -171,10 +279,11 @@ def cpu_attention(module, query, key, value, attention_mask, dropout=0.0, scalin
         return sdpa_attention_forward(module, query, key, value, attention_mask, dropout=dropout,
                                       scaling=scaling, **kwargs)
     (batch, heads, seq, size), kind = query.shape, query.dtype
-    bias = torch.zeros(batch, 1, 1, seq)
+    bias = None
     if attention_mask is not None:  # the same for every query: padding is not attended to
-        bias.masked_fill_(~attention_mask[:, :, :1], torch.finfo(torch.float32).min)
-    bias = bias.expand(batch, heads, 1, seq).reshape(-1, 1, seq)
+        bias = torch.zeros(batch, 1, 1, seq).masked_fill_(
+            ~attention_mask[:, :, :1], torch.finfo(torch.float32).min)
+        bias = bias.expand(batch, heads, 1, seq).reshape(-1, 1, seq)
     query, key, value = query.float() * scaling, key.float(), value.float()
     rows = [x.reshape(-1, seq, size) for x in (query, key, value)]
     with torch.autocast("cpu", enabled=False):  # fp32 in here whatever the precision around it
@@ -194,8 +303,38 @@ def register_attention():
     AttentionMaskInterface.register(ATTENTION, sdpa_mask)
 
 
-def use_own_dropout(model):
-    """Make a model drop and attend as this section does; transformers 2.1 keeps its own."""
+@functools.lru_cache(maxsize=None)
+def fused_gelu():
+    """Return PyTorch's private operator for gelu(x weight' + bias), None where it has none."""
+    x, weight, bias = (torch.linspace(-3, 3, n).view(size) for n, size in (
+        (8, (2, 4)), (12, (3, 4)), (3, (3,))))
+    try:
+        operator = torch.ops.mkldnn._linear_pointwise
+        given = operator(x, weight, bias, "gelu", [], "none")
+        expected = F.gelu(F.linear(x, weight, bias))
+        return operator if torch.allclose(given, expected, atol=ACCURATE) else None
+    except (AttributeError, RuntimeError, TypeError):  # none, none built in, another signature
+        return None
+
+
+class GeluLinear(torch.nn.Linear):
+    """A linear layer and GELU; without gradients in one operation, where oneDNN multiplies.
+
+    Bias and GELU are then taken while the product's numbers are in the cache. The operator is
+    oneDNN's: where PyTorch's default product is the faster one, nothing is gained.
+    """
+
+    def forward(self, x):
+        """Return gelu(x weight' + bias)."""
+        if (_switch.product != "oneDNN" or not fused_gelu() or torch.is_grad_enabled()
+                or x.device.type != "cpu" or x.dtype != torch.float32
+                or torch.is_autocast_enabled("cpu")):
+            return F.gelu(super().forward(x))
+        return fused_gelu()(x, self.weight, self.bias, "gelu", [], "none")
+
+
+def use_own_layers(model):
+    """Make a model drop, attend and activate as this section does; transformers 2.1 does not."""
     with contextlib.suppress(ImportError):
         register_attention()
         for module in model.modules():
@@ -203,6 +342,9 @@ def use_own_dropout(model):
                 module.__class__ = Dropout
             if isinstance(module, BertModel):
                 module.set_attn_implementation(ATTENTION)
+            if type(module).__name__ == "BertIntermediate" and model.config.hidden_act == "gelu":
+                module.dense.__class__ = GeluLinear
+                module.intermediate_act_fn = torch.nn.Identity()
 
 
 def gradients_of(loss, parameters):
@@ -232,12 +374,21 @@ def sparse_embeddings(model, device):
     """On a CPU keep the gradients of word embeddings by row; make one dense tensor at the end.
 
     Else every micro-batch makes, and adds up, one as large as the vocabulary (47 MB and more).
+    Within, a masked-LM head that is tied to the embeddings has a parameter of its own, of the same
+    memory: its gradients are dense, and adding rows to them would copy all.
     """
     words = model.bert.embeddings.word_embeddings
+    decoder = getattr(getattr(getattr(model, "cls", None), "predictions", None), "decoder", None)
+    tied = device.type == "cpu" and decoder is not None and decoder.weight is words.weight
     words.sparse = device.type == "cpu"
+    if tied:
+        decoder.weight = torch.nn.Parameter(words.weight.detach(), words.weight.requires_grad)
     try:
         yield
     finally:
         words.sparse = False
-        if words.weight.grad is not None and words.weight.grad.is_sparse:
-            words.weight.grad = words.weight.grad.to_dense()
+        grad = words.weight.grad
+        if tied:
+            dense, decoder.weight = decoder.weight.grad, words.weight
+            grad = grad if dense is None else dense if grad is None else dense.add_(grad)
+        words.weight.grad = grad.to_dense() if grad is not None and grad.is_sparse else grad

@@ -51,7 +51,7 @@ from checkpoints import (
     model_digest, new_layers, read_note, resume, save_bert, save_checkpoint, sound_note,
     tokenizer_digest)
 from cpu import (
-    add_gradients, gradients_of, parallel_map, random_stream, sparse_embeddings, use_own_dropout)
+    add_gradients, gradients_of, parallel_map, random_stream, sparse_embeddings, use_own_layers)
 from files import (
     InputError, Interrupted, cache_dir, cut, digest_of, find_path, html_table, load_table, nearest,
     open_atomically, remove_if_there, save_history, say, sealed_table, utf8, warn)
@@ -618,7 +618,7 @@ def load_bert(model=None, head="classifier", dropout=0.1, attention_dropout=0.1,
         bert, encoder = BertForSequenceClassification(config), bert
         bert.bert = encoder
         fill_new(bert, ["classifier.weight", "classifier.bias"], seed)
-    use_own_dropout(bert)
+    use_own_layers(bert)
     return bert.float().eval(), tokenizer
 
 
@@ -782,15 +782,16 @@ def accumulate(model, micro_batches, n_targets, forward, precision="auto", seed=
         number, batch = numbered
         with torch.enable_grad(), random_stream(seed, number):
             part = summed_loss(forward, model, batch, device, precision) / max(n_targets, 1)
-            return part.detach(), gradients_of(part, parameters)
+            return part.detach(), gradients_of(part, learned)
 
     loss = torch.zeros((), device=device)
     with memory_for_all(device), sparse_embeddings(model, device):
+        learned = [p for p in model.parameters() if p.requires_grad]  # tied weights apart
         # Processes deal the micro-batches out; the cores of a CPU take one each at a time.
         share = my_share(list(enumerate(micro_batches)))
         for part, gradients in parallel_map(loss_and_gradients, share, device):
             loss += part
-            add_gradients(parameters, gradients)
+            add_gradients(learned, gradients)
     sum_gradients(parameters)
     return all_sum(loss)
 

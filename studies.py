@@ -26,6 +26,7 @@ import torch
 from transformers import BertTokenizer
 
 import checkpoints
+import cpu
 import effects
 import files
 import helpers
@@ -383,12 +384,16 @@ def trial_path(config, train_part, dev_part, store):
 
 
 def warn_of_failed(grid, rows, what):
-    """Warn of each trial that failed, named by what sets it apart."""
+    """Warn of each trial that failed, named by what sets it apart, and of seconds that differ."""
     for overrides, row in zip(grid, rows):
         apart = [f"{key} {value}" for key, value in overrides.items()
                  if any(other.get(key) != value for other in grid)]
         if row["mark"]:
             files.warn(f"{what}: {', '.join(apart) or 'the trial'}: failed ({row['mark']})")
+    products = dict.fromkeys(row.get("product", "default") for row in rows)
+    if len(products) > 1:
+        files.warn(f"{what}: {' and '.join(products)} matrix products: their seconds do not "
+                   f"compare")
 
 
 def run_on_cluster(jobs, scheduler):
@@ -466,7 +471,7 @@ def run_trial(config, train_part, dev_part):
     row = {"config": helpers.settings(config), "model": os.path.basename(config.model.rstrip("/")),
            "n_train": len(train_part.texts), "n_dev": len(dev_part.texts), "versions": VERSIONS,
            "results_version": RESULTS_VERSION, "mark": "", "history": [], "metrics": {},
-           "correct": ""}
+           "correct": "", "product": cpu.product_of(runtime.pick_device(config.device))}
     try:
         params = helpers.train(train_part.texts, train_part.labels,
                                dev=(dev_part.texts, dev_part.labels), n_eval=N_CURVE,

@@ -37,21 +37,30 @@ def test_output_and_gradients_equal_the_definition(monkeypatch, cached):
     def given(shape, cut, seed):
         assert cut == round(65536 * 0.3)
         asked.append(shape[0])
-        return keep[seed[1]:seed[1] + shape[0]].clone()
+        return keep[seed[1]:seed[1] + shape[0]].numpy() > 0
 
     monkeypatch.setattr(cpu, "CACHED", cached)
-    monkeypatch.setattr(cpu, "keep_mask", given)
+    monkeypatch.setattr(cpu, "kept_positions", given)
     ours = cpu.cpu_attention(None, *made, mask, dropout=0.3, scaling=0.35)[0]
-    assert sum(asked) == 6 and len(asked) == {1: 6, 3 * 40 ** 2: 2, 2 ** 18: 1}[cached]
+    chunks = {1: 6, 3 * 40 ** 2: 2, 2 ** 18: 1}[cached]
+    assert sum(asked) == 6 and len(asked) == chunks
     wanted = slow_attention(*made, mask, keep.view(3, 2, 40, 40), 19661 / 65536,
                             0.35)
     assert ours.shape == wanted.shape == (3, 40, 2, 8)
     assert torch.allclose(ours, wanted, atol=1e-6)
     weight = torch.randn(ours.shape, generator=torch.Generator().manual_seed(2))
-    asked.clear()
     for a, b in zip(torch.autograd.grad((ours * weight).sum(), made),
                     torch.autograd.grad((wanted * weight).sum(), made)):
         assert torch.allclose(a, b, atol=1e-5)
+    assert len(asked) == chunks, "what is dropped is drawn once"
+
+
+def test_what_is_dropped_stays_what_it_was():
+    """Another draw would change every training's losses: then RESULTS_VERSION has to rise."""
+    mask = cpu.keep_mask((3, 5, 7), 6554, [11, 2])
+    assert mask.dtype == torch.float32 and set(mask.unique().tolist()) == {0.0, 1.0}
+    assert (mask.view(-1) == 0).nonzero().view(-1).tolist() == [14, 26, 38, 56, 59, 62, 63, 64, 78, 89, 94, 99]
+    assert torch.equal(mask, torch.from_numpy(cpu.kept_positions((3, 5, 7), 6554, [11, 2])).float())
 
 
 def test_gradients_are_those_of_finite_differences():
@@ -151,13 +160,13 @@ def test_under_autocast_it_computes_in_fp32():
 
 
 def test_loaded_models_use_it_in_training_alone(monkeypatch):
-    asked, true_mask = [], cpu.keep_mask
+    asked, true_mask = [], cpu.kept_positions
 
     def spy(shape, cut, seed):
         asked.append((tuple(shape), cut))
         return true_mask(shape, cut, seed)
 
-    monkeypatch.setattr(cpu, "keep_mask", spy)
+    monkeypatch.setattr(cpu, "kept_positions", spy)
     for head in ("classifier", "mlm"):
         model, _ = helpers.load_bert(SAMPLE, head, attention_dropout=0.25)
         ids = torch.ones(2, 10, dtype=torch.int64)

@@ -3,7 +3,10 @@ import importlib.util
 import json
 
 import pytest
+import torch
 from tools import ROOT, TODAY
+
+import cpu
 
 pytestmark = pytest.mark.skipif(not TODAY, reason="today's Trainer is what it compares with")
 
@@ -34,13 +37,40 @@ def test_a_small_comparison_runs(bench, tmp_path, capfd):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind,jobs", [("train", ["ours", "trainer", "plain-512"]),
-                                       ("classify", ["ours", "trainer-bf16"]),
+                                       ("classify", ["ours", "trainer-bf16", "onnxruntime"]),
                                        ("mlm", ["ours", "ours-bf16"])])
 def test_all_jobs_see_the_same_tokens(bench, tmp_path, kind, jobs):
     sample = str(ROOT / "data" / "sample")
-    real = {job: bench.run_job(kind, job, 16, bench_arguments(sample), str(tmp_path / job))["real"]
-            for job in jobs}
-    assert len(set(real.values())) == 1, real
+    counts = {}
+    for job in jobs:
+        (tmp_path / job).mkdir()
+        made = bench.run_job(kind, job, 16, bench_arguments(sample), str(tmp_path / job))
+        counts[job] = made["real"], made["squares"]
+        assert made["real"] <= made["padded"]
+    assert len(set(counts.values())) == 1, counts
+
+
+@pytest.mark.slow
+def test_the_graph_for_onnx_runtime_is_the_model(bench, tiny_bert, tmp_path):
+    """Whatever the batch and its padding: the graph was made from one batch without any."""
+    import onnxruntime
+    from transformers import AutoModelForSequenceClassification
+    folder = str(tmp_path / "classifier")
+    model = AutoModelForSequenceClassification.from_pretrained(tiny_bert).eval()
+    model.save_pretrained(folder)  # with its new head
+    bench.export_graph(folder, str(tmp_path / "bert.onnx"))
+    session = onnxruntime.InferenceSession(str(tmp_path / "bert.onnx"),
+                                           providers=["CPUExecutionProvider"])
+    for lengths in ([8, 8], [5, 3, 1], [40], [30, 30, 29, 2, 2]):
+        ids = torch.zeros(len(lengths), max(lengths), dtype=torch.int64)
+        mask = ids.clone()
+        for row, n in enumerate(lengths):
+            ids[row, :n] = torch.arange(5, 5 + n)
+            mask[row, :n] = 1
+        given = session.run(["logits"], {"input_ids": ids.numpy(), "attention_mask": mask.numpy()})
+        with torch.no_grad():
+            wanted = model(ids, attention_mask=mask)[0]
+        assert torch.allclose(torch.from_numpy(given[0]), wanted, atol=1e-5), lengths
 
 
 def test_ceilings_are_measured_as_far_as_they_are_needed(bench, monkeypatch):
@@ -59,16 +89,56 @@ def test_bf16_is_timed_when_asked_and_compared_with_itself(bench, monkeypatch, c
     def run_job(kind, job, n, args, cache):
         made.append(job)
         return dict(seconds={"ours": 6, "trainer": 30, "ours-bf16": 4}.get(job, 8), examples=n,
-                    real=600, padded=800, peak_mb=1)
+                    real=600, padded=800, squares=9000, peak_mb=1)
 
     monkeypatch.setattr(bench, "run_job", run_job)
-    monkeypatch.setattr(bench, "measure_ceilings", lambda model, bf16: {"fp32": 1e9, "bf16": 2e9})
+    monkeypatch.setattr(bench, "measure_ceilings", lambda model, bf16: {
+        "fp32": (1e9, "numpy"), "bf16": (2e9, "PyTorch")})
     bench.main(["--data", "data/sample", "--model", sample + "/bert", "--rounds", "2",
                 "--kinds", "classify", "--bf16"])
-    assert made == 2 * ["ours", "trainer", "ours-bf16", "trainer-bf16"]
-    ratios = [line.split()[-1] for line in capsys.readouterr().out.splitlines()[2:]]
-    assert ratios == ["1.00x", "5.00x", "1.00x", "2.00x"]
-    assert bench.matmul_ceiling(sample + "/bert", "bf16") > 0
+    assert made == 2 * ["ours", "onnxruntime", "trainer", "ours-bf16", "trainer-bf16"]
+    printed = capsys.readouterr().out
+    assert "1 GFLOP/s in fp32 (numpy), 2 GFLOP/s in bf16 (PyTorch)" in printed
+    ratios = [line.split()[-1] for line in printed.splitlines()[2:]]
+    assert ratios == ["1.00x", "1.33x", "5.00x", "1.00x", "2.00x"]
+    assert bench.matmul_ceiling(sample + "/bert", "bf16")[0] > 0
+
+
+def test_single_jobs_are_timed_against_ours(bench, monkeypatch, capsys):
+    made = []
+    monkeypatch.setattr(bench, "measure_ceilings", lambda model, bf16: {"fp32": (1e9, "numpy")})
+    monkeypatch.setattr(bench, "run_job", lambda kind, job, *args: made.append(job) or dict(
+        seconds=1, examples=1, real=1, padded=1, squares=1, peak_mb=1))
+    bench.main(["--data", "data/sample", "--model", str(ROOT / "data" / "sample" / "bert"),
+                "--rounds", "1", "--kinds", "classify", "--jobs", "onnxruntime"])
+    assert made == ["ours", "onnxruntime"]
+    made.clear()
+    bench.main(["--data", "data/sample", "--model", str(ROOT / "data" / "sample" / "bert"),
+                "--rounds", "2", "--kinds", "train", "tokenize", "--jobs", "plain-512"])
+    assert made == ["ours", "plain-512", "ours", "ours", "ours-again"], "some in one round alone"
+
+
+def test_the_ceiling_is_the_fastest_product_that_is_fp32(bench, monkeypatch):
+    """A library that rounds to bf16 is no ceiling, however fast; the others are all asked."""
+    sample, clock = str(ROOT / "data" / "sample" / "bert"), [0.0]
+    candidates, flop = bench.products(sample, "fp32")
+    assert {"PyTorch", "numpy", "ONNX Runtime"} <= set(candidates)
+    assert ("PyTorch with oneDNN" in candidates) == (
+        cpu.measure_products(cpu.onednn_setting())[1] < cpu.ACCURATE)
+    first, *others = (product() for product in candidates.values())
+    assert all(torch.allclose(first, other, atol=1e-4) for other in others)
+    monkeypatch.setattr(bench, "product_by_onnx", lambda a, b: lambda: (a @ b) * 1.001)
+    assert "ONNX Runtime" not in bench.products(sample, "fp32")[0]
+
+    def takes(seconds):
+        def product():
+            clock[0] += seconds
+        return product
+
+    monkeypatch.setattr(bench, "products", lambda model, precision: (
+        {"slow": takes(2.0), "fast": takes(0.5)}, 100))
+    monkeypatch.setattr(bench.time, "perf_counter", lambda: clock[0])
+    assert bench.matmul_ceiling("", "fp32") == (200.0, "fast")
 
 
 def bench_arguments(sample):
@@ -78,9 +148,23 @@ def bench_arguments(sample):
 
 def test_the_summary_is_medians_and_ratios(bench):
     def runs(*seconds):
-        return [dict(seconds=s, examples=10, real=600, padded=800, peak_mb=s) for s in seconds]
+        return [dict(seconds=s, examples=10, real=600, padded=800, squares=0, peak_mb=s)
+                for s in seconds]
 
     row = bench.summarize("classify", "x", runs(5, 100, 10), runs(2, 1, 2), 1e9,
                           str(ROOT / "data" / "sample" / "bert"))
     assert row["examples_s"] == 1 and row["tokens_s"] == 60 and row["padding"] == 0.25
     assert row["ours_is"] == 5 and row["peak_mb"] == 100
+    assert row["of_ceiling"] == bench.flop_of(
+        str(ROOT / "data" / "sample" / "bert"), "classify", 600, 0) / 10 / 1e9
+
+
+def test_the_encoders_products_are_counted_attentions_too(bench, tiny_bert):
+    """By hand: the tiny BERT has 2 layers, 32 wide, 64 within; 3 reviews of 5, 5 and 2 tokens."""
+    dense = 2 * (4 * 32 * 32 + 2 * 32 * 64) * 12
+    attention = 2 * 2 * 32 * (25 + 25 + 4)
+    assert bench.flop_of(tiny_bert, "classify", 12, 54) == 2 * (dense + attention)
+    assert bench.flop_of(tiny_bert, "train", 12, 54) == 6 * (dense + attention)
+    counts = {"real": 0, "padded": 0, "squares": 0}
+    bench.add_batch(counts, [5, 5, 2], 5)
+    assert counts == {"real": 12, "padded": 15, "squares": 54}
