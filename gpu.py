@@ -289,9 +289,12 @@ class LossScaler:
         """
         if not self.scaler:
             return False
-        scaled = self.factor > 1
-        self.scaler.update()
-        return scaled and math.isfinite(float(loss)) and not math.isfinite(float(norm))
+        if math.isfinite(float(norm)):
+            self.scaler.update()
+            return False
+        factor = self.factor
+        self.scaler.update(factor / 2)
+        return factor > 1 and math.isfinite(float(loss))
 
     def state_dict(self):
         """Return the state for a checkpoint, or None."""

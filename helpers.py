@@ -446,13 +446,14 @@ def micro_limits(config, device):
     """Return max_count, max_tokens, launch and floor of a step's `micro_batches` on a device.
 
     A GPU gains from large micro-batches and takes all that fit: where memory runs out they are
-    halved. A CPU does not: there every core works on one of CPU_TOKENS, so the number of threads
-    bounds the memory, and `accumulation`.
+    halved; several share small ones evenly. A CPU does not: there every core works on one of
+    CPU_TOKENS, so the number of threads bounds the memory, and `accumulation`.
     """
     count = max(1, config.batch_size // max(config.accumulation, processes()[1]))
     if device.type == "cpu":
         return count, min(count * config.seq_len, CPU_TOKENS), 48, 0
-    count = math.ceil(config.batch_size / processes()[1])
+    several = processes()[1] > 1
+    count = math.ceil(config.batch_size / (4 * processes()[1] if several else 1))
     return count, count * config.seq_len, 0, micro_floor(device, config.precision)
 
 

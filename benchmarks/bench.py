@@ -38,13 +38,16 @@ BATCH, SEQ_LEN = 16, 512
 # ---- one measurement, in a process of its own --------------------------------------------------
 
 def count_tokens(counts, training):
-    """Count real and padded tokens of every pass through a BERT that trains, or that does not."""
+    """Count real and padded tokens of every pass through a BERT that trains, or that does not.
+
+    On a GPU the sums stay there until the end: reading one would hold the work up.
+    """
     from transformers import BertModel
     forward, lock = BertModel.forward, threading.Lock()
 
     def counting(self, input_ids=None, attention_mask=None, **kwargs):
         padded = input_ids.numel()
-        real = padded if attention_mask is None else int(attention_mask.sum())
+        real = padded if attention_mask is None else attention_mask.sum()
         with lock:  # micro-batches run side by side
             if self.training == training:  # what masked LM holds out is measured, not trained on
                 counts["padded"] += padded
@@ -97,15 +100,19 @@ def train_trainer(texts, labels, model, folder, **options):
 def train_plain(texts, labels, model, folder):
     """Train by a loop as tutorials have it: every review padded to the limit."""
     import torch
+
+    from runtime import autocast, pick_device
     tokenizer, bert, rows = encoded(texts, labels, model)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = pick_device()
     optimizer = torch.optim.AdamW(bert.train().to(device).parameters(), lr=1e-4)
     order = torch.randperm(len(rows)).tolist()
     for start in range(0, len(rows), BATCH):
         batch = tokenizer.pad([rows[i] for i in order[start:start + BATCH]],
                               padding="max_length", max_length=SEQ_LEN, return_tensors="pt")
         optimizer.zero_grad()
-        bert(**batch.to(device)).loss.backward()
+        with autocast(device, "auto"):  # as all other jobs: in 16 bits on a GPU
+            loss = bert(**batch.to(device)).loss
+        loss.backward()
         torch.nn.utils.clip_grad_norm_(bert.parameters(), 1.0)
         optimizer.step()
 
@@ -200,10 +207,14 @@ def measure(kind, job, n, model, data_dir, cache):
     started = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder, runtime.quiet_transformers():
         JOBS[kind, job](texts, labels, model, folder)
-    if torch.cuda.is_available():
+    on_gpu = torch.cuda.is_available()
+    if on_gpu:
         torch.cuda.synchronize()
-    return dict(counts, seconds=time.perf_counter() - started, examples=len(texts),
-                peak_mb=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+    seconds = time.perf_counter() - started
+    peak = (torch.cuda.max_memory_allocated() / 1024 if on_gpu else
+            resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)  # KiB: of the GPU, of the process
+    return dict({key: int(count) for key, count in counts.items()}, seconds=seconds,
+                examples=len(texts), peak_mb=peak / 1024)
 
 
 def matmul_ceiling(model, precision):

@@ -12,7 +12,6 @@ pinned, indices by a mask. Numbers are fp32: autocast knows no table of this dev
 """
 import collections
 import contextlib
-import sys
 import traceback
 
 import torch
@@ -176,25 +175,32 @@ class Gpu(TorchDispatchMode):
 
 # ---- attention ----------------------------------------------------------------------------------
 
-def attend(query, key, value, mask, scale):
-    """softmax(query key' scale) value for (..., heads, tokens, size)."""
+def weights_of(query, key, mask, scale):
+    """softmax(query key' scale) for (..., heads, tokens, size)."""
     scores = (query @ key.transpose(-1, -2)) * scale
-    return (scores if mask is None else scores.masked_fill(~mask, -torch.inf)).softmax(-1) @ value
+    return (scores if mask is None else scores.masked_fill(~mask, -torch.inf)).softmax(-1)
 
 
-def attend_apart(query, key, value, starts, scale):
-    """Attend within each review of (tokens, heads, size)."""
-    bounds = starts.tolist()
-    parts = [attend(*(x[a:b].transpose(0, 1) for x in (query, key, value)), None, scale)
-             for a, b in zip(bounds, bounds[1:])]
-    return torch.cat([part.transpose(0, 1) for part in parts])
+def attend(query, key, value, mask, scale):
+    """Attend by the definition."""
+    return weights_of(query, key, mask, scale) @ value
 
 
-def gradients(work, inputs, grad):
-    """Return the gradients of work(*inputs) where `grad` comes back."""
-    with torch.enable_grad():
-        leaves = [x.detach().requires_grad_() for x in inputs]
-        return torch.autograd.grad(work(*leaves), leaves, grad)
+def attend_back(query, key, value, mask, scale, grad):
+    """Return the gradients of query, key and value, by the formula."""
+    weights = weights_of(query, key, mask, scale)
+    to_weights = grad @ value.transpose(-1, -2)
+    to_scores = weights * (to_weights - (to_weights * weights).sum(-1, keepdim=True)) * scale
+    return (to_scores @ key, to_scores.transpose(-1, -2) @ query,
+            weights.transpose(-1, -2) @ grad)
+
+
+def apart(work, starts, *tensors):
+    """Do something with each review of (tokens, heads, size) tensors; join what comes of it."""
+    bounds, parts = starts.tolist(), []
+    for start, end in zip(bounds, bounds[1:]):
+        parts.append(work(*(x[start:end].transpose(0, 1) for x in tensors)))
+    return [torch.cat([x.transpose(0, 1) for x in one]) for one in zip(*parts)]
 
 
 def flash_forward(query, key, value, starts, _, longest, __, dropout, causal, debug, scale=None):
@@ -203,11 +209,13 @@ def flash_forward(query, key, value, starts, _, longest, __, dropout, causal, de
     assert int(starts.diff().max()) == longest and int(starts[-1]) == len(query), "the boundaries"
     assert not dropout, "no numbers to compare"
     nothing = query.new_zeros(0)
-    return attend_apart(query, key, value, starts, scale), nothing, nothing, nothing, nothing
+    out, = apart(lambda *qkv: (attend(*qkv, None, scale),), starts, query, key, value)
+    return out, nothing, nothing, nothing, nothing
 
 
 def flash_backward(grad, query, key, value, out, _, starts, *rest, scale=None):
-    return gradients(lambda q, k, v: attend_apart(q, k, v, starts, scale), (query, key, value), grad)
+    return tuple(apart(lambda *qkvg: attend_back(*qkvg[:3], None, scale, qkvg[3]), starts,
+                       query, key, value, grad))
 
 
 KERNELS = {"_flash_attention_forward": flash_forward, "_flash_attention_backward": flash_backward}
@@ -228,8 +236,7 @@ class Attend(torch.autograd.Function):
     def backward(ctx, grad):
         *inputs, mask = map(here, ctx.saved_tensors)
         Gpu.now.launches["attention, back"] += 3
-        return (*map(Remote, gradients(lambda *qkv: attend(*qkv, mask, ctx.scale), inputs,
-                                       grad.here)), None, None)
+        return (*map(Remote, attend_back(*inputs, mask, ctx.scale, grad.here)), None, None)
 
 
 def attention(query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False, scale=None,
@@ -271,8 +278,7 @@ def move(self, *args, **kwargs):
 
 
 def register():
-    """Make the device known to PyTorch: for good, so tests do it in a process of their own."""
-    assert "pytest" not in sys.modules or NAME not in vars(torch), "once a process"
+    """Make the device known to PyTorch, once a process and for good."""
     backend_registration._setup_privateuseone_for_python_backend(NAME, backend_module=Backend())
 
 
