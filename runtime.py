@@ -336,8 +336,10 @@ def sum_step(parameters, loss, short=""):
         for parameter, part in zip(parameters, flat.split(sizes + [len(notes)])):
             if parameter.grad is not None:
                 part.copy_(parameter.grad.reshape(-1))
-        has = [float(parameter.grad is not None) for parameter in parameters]
-        notes[:-2] = torch.tensor(has).to(loss.device)
+        has = torch.tensor([float(parameter.grad is not None) for parameter in parameters])
+        if loss.device.type == "cuda":
+            has = has.pin_memory()  # else its copy would be waited for
+        notes[:-2] = has.to(loss.device, non_blocking=True)
         notes[-2] = loss
     notes[-1] = float(bool(short))
     torch.distributed.all_reduce(flat)

@@ -12,6 +12,7 @@ pinned, indices by a mask. Numbers are fp32: autocast knows no table of this dev
 """
 import collections
 import contextlib
+import ctypes
 import traceback
 
 import torch
@@ -280,6 +281,31 @@ def move(self, *args, **kwargs):
 def register():
     """Make the device known to PyTorch, once a process and for good."""
     backend_registration._setup_privateuseone_for_python_backend(NAME, backend_module=Backend())
+
+
+def register_as_cuda(library):
+    """Pretend to be CUDA itself: with a library of fake_cuda.cpp, in a process of its own.
+
+    Then autocast computes by CUDA's table, in bf16, and the project takes the device for an H100.
+    """
+    global NAME
+    NAME = "cuda"
+    ctypes.CDLL(library, ctypes.RTLD_GLOBAL)
+
+    class Event:
+        """What has always happened."""
+
+        record = synchronize = lambda *args: None
+
+    pretended = {"_lazy_init": None, "is_available": True, "is_bf16_supported": True,
+                 "device_count": 1, "current_device": 0, "current_stream": None,
+                 "manual_seed": None, "manual_seed_all": None, "set_rng_state": None,
+                 "get_rng_state": torch.zeros(16, dtype=torch.uint8),
+                 "device": contextlib.nullcontext(), "get_device_capability": (9, 0),
+                 "mem_get_info": (80 * 2 ** 30, 80 * 2 ** 30)}
+    for name, answer in pretended.items():
+        setattr(torch.cuda, name, lambda *args, answer=answer, **kwargs: answer)
+    torch.cuda.Event, torch.version.cuda = Event, "13.0"
 
 
 @contextlib.contextmanager

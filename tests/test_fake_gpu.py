@@ -5,12 +5,16 @@ counts. Before reviews went unpadded and numbers were read late, a step of 32 re
 layers was 2,982 launches and 18 waits in fp32 (some 5,000 with autocast's casts).
 """
 import inspect
+import json
 import os
+import shutil
+import subprocess
+import sys
 import textwrap
 
 import pytest
 import torch
-from tools import TODAY, made_up_reviews, make_tiny_bert
+from tools import ROOT, SOAK, TODAY, made_up_reviews, make_tiny_bert
 
 import files
 import gpu
@@ -249,3 +253,56 @@ def test_a_classification_waits_once_a_pass(device, way, tiny_bert):
     passes = device.launches["embedding"] // 3  # words, positions, types
     print(f"{way}: {passes} passes, {sum(device.launches.values())} launches, {device.syncs}")
     assert passes == 1 and sum(device.syncs.values()) == 1
+
+
+# ---- as CUDA itself, in bf16 ----------------------------------------------------------------------
+
+AS_CUDA = """
+import json, os, sys
+import torch
+import fake_gpu, gpu, helpers, tools
+library, model = sys.argv[1:]
+torch.set_num_threads(1)
+helpers.inference_mode = torch.no_grad
+texts, labels = tools.made_up_reviews(64)
+settings = dict(model=model, batch_size=32, seq_len=64, lr=1e-3, dropout=0.0, attention_dropout=0.0)
+helpers.EVALUATIONS = 1
+def run(device, epochs, seed=0):
+    params = helpers.train(texts, labels, epochs=epochs, seed=seed, device=device, **settings)
+    return [row["loss"] for row in params["history"]], helpers.classify(texts, params)
+expected, labels_of_cpu = run("cpu", 2)
+fake_gpu.register_as_cuda(library)
+with fake_gpu.pretend() as device:
+    found, costs = run("cuda", 2), []
+    for epochs in (1, 3):
+        device.reset()
+        run("cuda", epochs, seed=epochs)
+        costs.append((sum(device.launches.values()), sum(device.syncs.values())))
+    (launches, waits), (more_launches, more_waits) = costs
+print(json.dumps({"losses": found[0], "expected": expected, "equal": found[1] == labels_of_cpu,
+                  "launches": (more_launches - launches) / 4, "waits": (more_waits - waits) / 4,
+                  "casts": device.launches["_to_copy"],
+                  "flash": device.launches["_flash_attention_forward"]}))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not SOAK or not shutil.which("g++"), reason="a soak test, needs g++")
+def test_as_cuda_it_trains_in_bf16_by_cudas_own_table(deep_bert, tmp_path):
+    from torch.utils.cpp_extension import include_paths
+    library = str(tmp_path / "fake_cuda.so")
+    subprocess.run(["g++", "-shared", "-fPIC", "-std=c++20", "-O0",
+                    *("-I" + path for path in include_paths()),
+                    str(ROOT / "tests" / "fake_cuda.cpp"), "-o", library,
+                    "-L" + os.path.join(os.path.dirname(torch.__file__), "lib"), "-ltorch_cpu",
+                    "-lc10"], check=True, timeout=500)
+    done = subprocess.run([sys.executable, "-c", AS_CUDA, library, deep_bert], check=False,
+                          stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, timeout=500,
+                          env=dict(os.environ, FILIMDB_CACHE=str(tmp_path), PYTHONPATH=os.pathsep.join(
+                              [str(ROOT), str(ROOT / "tests")])))
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout.strip().split("\n")[-1])
+    print(found)
+    assert found["losses"] == pytest.approx(found["expected"], abs=0.03) != found["expected"]
+    assert found["flash"] and found["casts"] > 100, "in bf16, without padding"
+    assert found["launches"] <= 5000 / 3 and found["waits"] <= MOST_WAITS
