@@ -817,21 +817,21 @@ class Run:
 
     def expect(self, lr, n_targets, loss, norm):
         """Begin to read a step's loss and norm; a GPU's are read when the next step is queued."""
-        row = dict(lr=lr, grad_norm=None, loss=None, targets=n_targets)
-        read = floats_later(loss, norm)
+        step, read = self.step + 1, floats_later(loss, norm)
         self.settle()
-        self.expected = self.step + 1, row, read
+        self.row = dict(step=step, epoch=step / self.steps_per_epoch, lr=lr, grad_norm=None,
+                        loss=None, targets=n_targets)
+        self.expected = self.row, read
         if self.device.type not in QUEUED:
             self.settle()
-        self.row = row
 
     def settle(self):
         """Write the loss and norm that are expected into their row; Diverged if not finite."""
         if self.expected:
-            (step, row, read), self.expected = self.expected, None
+            (row, read), self.expected = self.expected, None
             loss, norm = read()
             if not math.isfinite(loss + norm):
-                raise Diverged(f"loss {loss}, gradient norm {norm} at step {step} of "
+                raise Diverged(f"loss {loss}, gradient norm {norm} at step {row['step']} of "
                                f"{self.n_steps} with lr {row['lr']:.3g}; lower lr or lengthen "
                                f"warmup")
             row.update(grad_norm=norm, loss=loss if row["targets"] else None)
@@ -841,12 +841,10 @@ class Run:
         before = self.progress
         self.step += 1
         self.progress = self.share_done()
-        row = self.row
-        row.update(step=self.step, epoch=self.step / self.steps_per_epoch,
-                   seconds=time.time() - self.began)
+        self.row["seconds"] = time.time() - self.began
         if self.evaluate and int(self.progress * EVALUATIONS) > int(before * EVALUATIONS):
-            row["due"] = True
-        self.history.append(row)
+            self.row["due"] = True
+        self.history.append(self.row)
 
     def after_step(self):
         """Measure the last step if that is due; log it; write a checkpoint now and then."""
@@ -1056,7 +1054,9 @@ def predict_logits(model, tokens, tokenizer, config, what=""):
     if what:
         bar.close()
     model.train(training)
-    return check_finite(all_sum(logits.to(device)).cpu())
+    if processes()[1] > 1:
+        logits = all_sum(logits.to(device)).cpu()
+    return check_finite(logits)
 
 
 def check_finite(outcome):
