@@ -46,7 +46,7 @@ with runtime.joined_processes():
     files.save_json("%s.rank%d" % (out, rank), {
         "history": params["history"], "predicted": predicted, "logits": logits.tolist(),
         "curve": note and note["curve"], "exchanges": exchanges, "pooler": note and float(
-            helpers.load_bert(note["path"], "mlm")[0].bert.pooler.dense.weight.norm())})
+            helpers.load_bert(note["path"], "mlm")[0].bert.pooler.dense.weight.detach().norm())})
 """
 
 
