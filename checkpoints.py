@@ -479,7 +479,7 @@ def resume(path, model, optimizer, scaler=None):
     if scaler:
         scaler.load_state_dict(state.get("scaler"))
     step = state["history"][-1]["step"]
-    say(f"goes on from the checkpoint after step {step}")
+    say(f"resuming from the checkpoint at step {step}")
     return step, state["history"], state["seconds"]
 
 

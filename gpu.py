@@ -16,8 +16,9 @@ import transformers
 from runtime import all_sum, processes, used_precision
 
 QUEUED = {"cuda"}   # kinds of devices that work through a queue
-FLOOR = 4096        # tokens of a pass that a GPU computes while the host queues its kernels: 8 to
-OLD_FLOOR = 1024    # 15 ms at 400 (bf16) or some 80 tokens a ms (a V100, a T4, or fp32)
+# Tokens of a pass that a GPU computes while the host queues its kernels, which takes 8 to 15 ms:
+FLOOR = 4096        # at some 400 tokens a ms (bf16) ...
+OLD_FLOOR = 1024    # ... or some 80 (a V100, a T4, or fp32)
 CALM_TOKENS = 2 ** 15  # padded tokens of a pass that only predicts
 TODAY = hasattr(transformers, "AttentionInterface")  # the library lets us say how BERT attends
 
@@ -44,6 +45,12 @@ def micro_floor(device, precision):
     """Return the tokens below which a pass through a GPU takes no less time."""
     new = used_precision(precision, device.type) == "bf16"
     return FLOOR if new else OLD_FLOOR
+
+
+def calm_limits(device, precision, unpadded):
+    """Return max_count, max_tokens, launch, floor of `micro_batches` for passes that predict."""
+    floor = CALM_TOKENS if unpadded else micro_floor(device, precision)
+    return CALM_TOKENS, CALM_TOKENS, 0, floor
 
 
 def token_limit(model):

@@ -146,7 +146,7 @@ def test_a_stopped_run_goes_on(device, way, tiny_bert, capsys, monkeypatch):
         helpers.train(TEXTS, LABELS, **settings)
     monkeypatch.setattr(helpers, "clear_gradients", true_step)
     history = helpers.train(TEXTS, LABELS, **settings)["history"]
-    assert "goes on from the checkpoint after step 3" in capsys.readouterr().out
+    assert "resuming from the checkpoint at step 3" in capsys.readouterr().out
     assert numbers(history[:3], "loss") == pytest.approx(numbers(expected[:3], "loss"), abs=2e-6)
     assert len(numbers(history, "loss")) == len(history) == len(expected), "none is lost"
 
