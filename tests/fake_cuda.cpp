@@ -53,6 +53,6 @@ struct Hooks final : public at::CUDAHooksInterface {
 }  // namespace
 
 namespace at {
-using FakeCudaHooks = ::Hooks;
-REGISTER_CUDA_HOOKS(FakeCudaHooks);
+using CUDAHooks = ::Hooks;  // the name that PyTorch looks for
+REGISTER_CUDA_HOOKS(CUDAHooks);
 }  // namespace at

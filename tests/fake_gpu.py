@@ -12,7 +12,6 @@ pinned, indices by a mask. Numbers are fp32: autocast knows no table of this dev
 """
 import collections
 import contextlib
-import ctypes
 import traceback
 
 import torch
@@ -283,14 +282,13 @@ def register():
     backend_registration._setup_privateuseone_for_python_backend(NAME, backend_module=Backend())
 
 
-def register_as_cuda(library):
-    """Pretend to be CUDA itself: with a library of fake_cuda.cpp, in a process of its own.
+def register_as_cuda():
+    """Pretend to be CUDA itself, in a process that has loaded fake_cuda.cpp before PyTorch.
 
     Then autocast computes by CUDA's table, in bf16, and the project takes the device for an H100.
     """
     global NAME
     NAME = "cuda"
-    ctypes.CDLL(library, ctypes.RTLD_GLOBAL)
 
     class Event:
         """What has always happened."""
