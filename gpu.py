@@ -122,7 +122,7 @@ def pinned(batch):
     the GPU whether all are ones, and wait for the answer.
     """
     mask = batch.get("attention_mask")
-    if mask is not None and bool(mask.all()):
+    if mask is not None and bool(mask.bool().all()):
         batch = {key: value for key, value in batch.items() if key != "attention_mask"}
     elif mask is not None and TODAY:
         batch = dict(batch, attention_mask=mask.bool()[:, None, None])
