@@ -177,7 +177,7 @@ class Effect:
     failed: int = 0       # trials left out because they failed
     where: str = ""       # what else is fixed, in words: "lr 2e-4"
     value: object = None  # of the key that was compared
-    at: object = None     # value(s) of `by`
+    at: object = None     # value(s) of `by`; "interaction": of two effects, not of two accuracies
     p_adjusted: float = math.nan
     family: int = 1
 
@@ -194,6 +194,12 @@ class Effect:
         if self.p_adjusted < LEVEL:
             return "better" if self.difference > 0 else "worse"
         return "equivalent" if self.is_within else "undecided"
+
+    @property
+    def word(self):
+        """Return the verdict as one says it: an effect on an effect is larger, not better."""
+        of_effects = {"better": "larger", "worse": "smaller"} if self.at == "interaction" else {}
+        return of_effects.get(self.verdict, self.verdict)
 
     @property
     def text(self):
@@ -219,7 +225,7 @@ class Effect:
         p = "p < 0.001" if self.p_adjusted < 0.001 else f"p = {self.p_adjusted:.2g}"
         holm = f" by Holm over {self.family} comparisons" if self.family > 1 else ""
         small = f", by less than {self.margin:g} points" * self.is_within
-        return f"{self.verdict}{small} ({p}{holm})"
+        return f"{self.word}{small} ({p}{holm})"
 
 
 def short(value):
@@ -362,8 +368,8 @@ def factorial(trials, a, b, base=None, margin=MARGINS["small"], count_failed=Fal
             if x != base[0] and y != base[1]:
                 weights = {(x, y): 1, (base[0], y): -1, (x, base[1]): -1, base: 1}
                 effects.append(contrast(cells, weights, margin, (
-                    f"Effect of {a} {short(x)} (not {short(base[0])}) at {b} {short(y)}",
-                    f"at {b} {short(base[1])}"), value=(x, y), at="interaction"))
+                    f"the effect of {a} {short(x)} (over {short(base[0])}) at {b} {short(y)}",
+                    f"its effect at {b} {short(base[1])}"), value=(x, y), at="interaction"))
     return as_family(effects)
 
 
@@ -373,7 +379,7 @@ def effects_table(effects):
         "comparison": " against ".join(effect.names), "where": effect.where,
         "points": round(effect.difference, 1),
         "95 % interval, unadjusted": f"{effect.low:+.1f} to {effect.high:+.1f}",
-        "p by Holm": f"{effect.p_adjusted:.2g}", "verdict": effect.verdict,
+        "p by Holm": f"{effect.p_adjusted:.2g}", "verdict": effect.word,
         "seeds": effect.n_seeds, "left out": effect.failed} for effect in effects])
 
 

@@ -114,6 +114,29 @@ def plot_arm(axes, trials, key, colour, xs=None, count_failed=False):
     return known.iloc[-1] if len(known) else math.nan
 
 
+# ---- drawings -----------------------------------------------------------------------------------
+
+def new_drawing(width, height, columns, rows):
+    """Return (figure, axes) without scales to draw on: x from 0 to columns, y from 0 to rows."""
+    figure, [axes] = new_figure(width=width, height=height)
+    axes.axis("off")
+    axes.set(xlim=(0, columns), ylim=(0, rows))
+    return figure, axes
+
+
+def box(axes, x, y, text, colour=COLOURS[0], size=10):
+    """Write a text in a box around (x, y); a line break begins a new line."""
+    axes.text(x, y, text, ha="center", va="center", fontsize=size, zorder=3, linespacing=1.35,
+              bbox={"boxstyle": "round,pad=0.45", "facecolor": "white", "edgecolor": colour,
+                    "linewidth": 1.4})
+
+
+def arrow(axes, start, end, bend=0.0):
+    """Draw an arrow from (x, y) to (x, y); bend: how far it bows to its left."""
+    axes.annotate("", end, start, zorder=1, arrowprops={
+        "arrowstyle": "->", "color": GREY, "connectionstyle": f"arc3,rad={-bend}"})
+
+
 # ---- the set-up and the vectors (notebooks 01, 02) ----------------------------------------------
 
 

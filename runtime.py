@@ -185,8 +185,8 @@ def open_writer(log_dir):
             from torch.utils.tensorboard import SummaryWriter
             return SummaryWriter(os.path.expanduser(log_dir))
     except Exception as error:
-        warn(f"no TensorBoard log ({one_line(error)}): it needs tensorboard >= 1.14, which the "
-             f"pinned 1.9 is not")
+        warn(f"no TensorBoard log ({one_line(error)}): today's stack gets it by `pip install "
+             f"tensorboard`; PyTorch 1.3 wants 1.14 or later, which the pinned 1.9 is not")
 
 
 @contextlib.contextmanager

@@ -434,8 +434,10 @@ def test_a_factorial_of_two_by_two():
     assert (decay.verdict, warmup.verdict, both.verdict) == ("better", "better", "worse")
     assert decay.text.startswith("decay linear against none, averaged over warmup: +")
     assert warmup.text.startswith("warmup 0.1 against 0, averaged over decay: +")
-    assert both.text.startswith(
-        "Effect of decay linear (not none) at warmup 0.1 against at warmup 0: -")
+    assert both.text.startswith("the effect of decay linear (over none) at warmup 0.1 against its "
+                                "effect at warmup 0: -")
+    assert ": smaller (p " in both.text and ": better (p " in decay.text
+    assert list(stats.effects_table([decay, both])["verdict"]) == ["better", "smaller"]
     assert {effect.family for effect in (decay, warmup, both)} == {3}
     by_seed = trials.pivot_table("dev_accuracy", "seed", ["decay", "warmup"])
     gains = (by_seed["linear"].mean(axis=1) - by_seed["none"].mean(axis=1)) * 100

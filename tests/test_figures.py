@@ -66,6 +66,22 @@ def texts_of(axes):
     return [text.get_text() for text in axes.texts]
 
 
+def test_a_drawing_of_boxes_and_arrows():
+    figure, axes = figures.new_drawing(9, 3, 10, 4)
+    assert (axes.get_xlim(), axes.get_ylim()) == ((0, 10), (0, 4)) and not axes.axison
+    figures.arrow(axes, (1, 1), (9, 1))
+    figures.arrow(axes, (1, 2), (9, 2), bend=0.3)
+    figures.box(axes, 5, 3, "tokens\n(1, 11, 64)")
+    figure.canvas.draw()
+    straight, bowed, label = axes.texts
+    assert label.get_text() == "tokens\n(1, 11, 64)" and label.get_position() == (5, 3)
+    assert label.get_bbox_patch().get_facecolor()[:3] == (1, 1, 1), "an arrow behind it shows through"
+    tops = [axes.transData.inverted().transform(
+        one.arrow_patch.get_window_extent(figure.canvas.get_renderer()).get_points())[1][1]
+        for one in (straight, bowed)]
+    assert tops[0] < 1.5 and tops[1] > 2.5, "bend: to the left of the way, which is up here"
+
+
 def test_labels_at_line_ends_do_not_overlap():
     _, (axes,) = figures.new_figure()
     axes.semilogy([0, 1], [1, 100])

@@ -14,7 +14,8 @@ ROOT = Path(__file__).resolve().parent.parent
 # A module may import those named here, and whatever these may import.
 ARROWS = {"files": (), "runtime": ("files",), "cpu": ("runtime",), "gpu": ("runtime",),
           "checkpoints": ("runtime",), "helpers": ("cpu", "gpu", "checkpoints"),
-          "effects": ("helpers",), "studies": ("effects", "assignment"), "figures": ("studies",), "evaluate": ("helpers",),
+          "effects": ("helpers",), "studies": ("effects", "assignment"), "figures": ("studies",),
+          "grading": ("helpers",), "evaluate": ("grading",),
           "assignment": (), "pages": ("assignment", "files"), "parameters": ("files",),
           "report": ("pages", "parameters"),
           "reference": ("evaluate", "studies", "pages"), "handin": ()}
@@ -24,10 +25,12 @@ CORE = {"numpy", "torch", "transformers", "tqdm"}
 PINNED = CORE | {"pandas"}
 SLOW = {"matplotlib", "scipy", "sklearn", "IPython", "ipywidgets", "pygments"}
 ALLOWED = {"files": ({"numpy", "tqdm"}, set()), "runtime": (CORE, set()),
-           "cpu": (CORE - {"tqdm"}, set()), "gpu": ({"torch", "transformers"}, set()), "checkpoints": ({"torch", "transformers"}, set()),
+           "cpu": (CORE - {"tqdm"}, set()), "gpu": ({"torch", "transformers"}, set()),
+           "checkpoints": ({"torch", "transformers"}, set()),
            "helpers": (CORE, {"sklearn", "pandas"}), "effects": (PINNED, {"scipy"}),
            "studies": (PINNED, SLOW | {"distributed"}), "figures": (PINNED, SLOW),
-           "evaluate": (CORE, set()), "handin": (set(), set()), "assignment": (set(), set()),
+           "evaluate": (CORE, set()), "grading": (CORE, set()),
+           "handin": (set(), set()), "assignment": (set(), set()),
            "parameters": ({"nbformat", "yaml"}, set()), "reference": (PINNED | {"yaml"}, SLOW),
            "pages": ({"nbformat", "nbconvert", "jinja2", "markupsafe", "pygments"}, set()),
            "report": ({"nbformat", "papermill", "yaml"}, set())}

@@ -1,5 +1,6 @@
 """The notebooks: how they are stored and written, and that a tiny run of all of them goes through."""
 import ast
+import html
 import inspect
 import json
 import os
@@ -58,6 +59,7 @@ def test_stored_stripped_for_both_stacks(name):
     for cell in nb["cells"]:
         assert "id" not in cell and cell["cell_type"] in ("code", "markdown")
         assert set(cell["metadata"]) <= {"tags"} and "".join(cell["source"]).strip()
+        assert set(cell["metadata"].get("tags", [])) <= {"parameters", "lesson", "folded"}
         if cell["cell_type"] == "code":
             assert cell["outputs"] == [] and cell["execution_count"] is None
         else:
@@ -226,6 +228,42 @@ def test_a_sentence_stands_before_each_source():
                 assert before["cell_type"] == "markdown", name
 
 
+@each
+def test_a_page_says_which_code_is_its_lesson(name):
+    lessons = [cell for cell in read_notebook(name)["cells"]
+               if "lesson" in cell["metadata"].get("tags", [])]
+    assert len(lessons) >= 3 and all(cell["cell_type"] == "code" for cell in lessons)
+
+
+def solutions(name):
+    """Return the code of the solutions that are folded under a page's exercises."""
+    last = sources(name, "markdown")[-1]
+    return [html.unescape(code) for code in re.findall(
+        r"(?s)<details><summary>Solution of \d</summary>\n<p>\S.*?</p>\n"
+        r"<pre><code>(.*?)</code></pre>\n</details>", last)]
+
+
+@each
+def test_three_exercises_end_a_page_each_with_a_folded_solution(name):
+    last = sources(name, "markdown")[-1]
+    assert re.findall(r"(?m)^\*\*(\d)\.\*\* \S.*\?$", last) == ["1", "2", "3"]
+    assert len(solutions(name)) == 3 == last.count("<details>")
+    for code in solutions(name):
+        assert [node for node in ast.walk(ast.parse(code)) if isinstance(node, ast.Assert)], code
+        assert "\n\n" not in code, "a blank line would end the folded part"
+
+
+@each
+def test_words_are_explained_where_they_first_stand(name):
+    """In prose a word of the field is in italics, with what it means, the first time it stands."""
+    text = re.sub(r"(?s)`[^`]*`|\[[^]]*\]\([^)]*\)|#[^\n]*|^- Q[^\n]*", "", "\n".join(sources(name, "markdown")))
+    text = "\n".join(line for line in text.split("\n") if not line.startswith("- Q"))
+    for word in ("logits", "pooler", "baseline", "paired", "95 % interval", "family"):
+        if re.search(rf"\b{word}\b", text):
+            first = re.search(rf"\b{word}\b", text).start()
+            assert text[first - 1] == "*", (word, text[max(0, first - 60):first + 40])
+
+
 # ---- parameters and profiles -------------------------------------------------------------------
 
 def kind(value):
@@ -323,9 +361,25 @@ def test_every_question_has_its_answer(name, tiny_report):
 
 
 @pytest.mark.slow
+@each
+def test_the_folded_solutions_hold(name, tiny_report, kernel_environment, monkeypatch, tmp_path):
+    """A page is run with the solutions of its exercises as further cells: their asserts hold."""
+    nb = read_notebook(name)
+    nb["cells"] += [dict(cell_type="code", metadata={}, execution_count=None, outputs=[],
+                         source=code) for code in solutions(name)]
+    (tmp_path / "page.ipynb").write_text(json.dumps(nb), encoding="utf-8")
+    monkeypatch.setenv("FILIMDB_CACHE", str(tiny_report.out / "cache"))
+    values = dict(yaml.safe_load(TINY.read_text(encoding="utf-8")), out_dir=str(tiny_report.out))
+    given = {key: value for key, value in values.items() if key in parameters(name)}
+    papermill.execute_notebook(str(tmp_path / "page.ipynb"), str(tmp_path / "out.ipynb"), given,
+                               kernel_name="python3", cwd=str(ROOT / "notebooks"),
+                               progress_bar=False)
+
+
+@pytest.mark.slow
 def test_every_figure_is_a_picture_and_a_table(tiny_report):
     figures = {path.name for path in (tiny_report.out / "figures").iterdir()}
-    drawings = {"loop_step"}  # which have no data
+    drawings = {"loop_step", "bert_layer"}  # which have no data
     names = {Path(name).stem for name in figures} - drawings
     assert figures == {name + ending for name in names for ending in (".png", ".csv")} | {
         name + ".png" for name in drawings}

@@ -794,7 +794,8 @@ def test_without_tensorboard_it_warns_and_goes_on(cache, tiny_bert, monkeypatch,
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
     history = train(TEXTS, LABELS, model=tiny_bert, log_dir="there", **SHORT)["history"]
     assert len(history) == 8
-    assert capsys.readouterr().out.count("Warning: no TensorBoard log") == 1
+    said = capsys.readouterr().out
+    assert said.count("Warning: no TensorBoard log") == 1 and "pip install tensorboard" in said
 
 
 @pytest.mark.parametrize("texts,labels,said", [

@@ -1,0 +1,263 @@
+"""Keep the course's limits on any machine: 30 minutes each to pretrain, to train, to classify.
+
+    python evaluate.py --grading --data data/FILIMDB
+
+A phase has LIMIT minutes by the clock, what is read and tokenized included. The first steps are
+timed; then the most tokens of a review are taken that leave time for LEAST_PASSES over the
+training reviews, and in which number format, with the learning rate's decay complete when time
+is up. Classification begins with the tokens of the training and takes fewer of what is left
+where the machine slows down. Each choice is said in one line; what --set names is not chosen.
+"""
+import math
+import time
+from collections import namedtuple
+
+import torch
+
+import helpers
+import runtime
+from files import say, warn
+
+LIMIT = 28.0         # minutes of a phase; the course allows helpers.GRADING_MINUTES
+LENGTHS = 512, 384, 256, 192, 128, 64, 32, 16  # tokens of a review to choose from
+SHORTEST = 128       # that a training reads; classification goes below in need alone
+LEAST_PASSES = 1.5   # over the training reviews; where time is for fewer, shorter ones are read
+MOST_PASSES = 3      # as many as bert-base wants (Devlin et al. 2019, appendix A.3: 2 to 4)
+FASTER = 1.1         # times faster must bf16 be, to be taken on a CPU
+LONG = 0.01          # share of the limit: a step that takes more is not timed twice
+TOKENIZING = 0.25    # share of pretraining's limit that its texts may take to be tokenized
+SHARES = 50          # parts in which reviews are classified; between them the clock is read
+
+Speed = namedtuple("Speed", "seq_len precision tokens tokens_per_second seconds_per_step")
+
+
+class Clock:
+    """The minutes of a phase, from its making on; the first process's clock counts for all."""
+
+    def __init__(self, device="", limit=LIMIT):
+        self.device = runtime.pick_device(device)
+        self.limit = limit
+        self.began = time.time()
+
+    def agreed(self, value):
+        """Return a number of the first process in all of them."""
+        return runtime.all_sum(0.0 if runtime.processes()[0] else float(value), self.device)
+
+    def left(self):
+        """Return the minutes that are left of the phase."""
+        return self.limit - self.agreed((time.time() - self.began) / 60)
+
+    def timed(self, work, *arguments):
+        """Call a function with its arguments; return (what it returns, seconds it took)."""
+        started = time.time()
+        outcome = work(*arguments)
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        return outcome, self.agreed(max(time.time() - started, 1e-6))
+
+
+# ---- pretrain -----------------------------------------------------------------------------------
+
+def plan_pretraining(texts, overrides, clock):
+    """Return (texts, overrides) of a pretraining that ends within the clock's limit.
+
+    texts: as pretrain takes them. Too many to be tokenized in TOKENIZING of the limit (with the
+    Python tokenizer of 2019) are thinned evenly.
+    """
+    config = helpers.make_config(helpers.MLM_DEFAULTS, **overrides)
+    texts = helpers.distinct_texts(texts)
+    (model, tokenizer), loading = clock.timed(helpers.load_bert, config.model, "mlm")
+    model.to(clock.device)
+    first = texts[::math.ceil(len(texts) / 200)]
+    _, seconds = clock.timed(list, helpers.tokenize(first, tokenizer))
+    most = max(2, int(TOKENIZING * clock.limit * 60 * len(first) / seconds))
+    if len(texts) > most:
+        texts = texts[::math.ceil(len(texts) / most)]
+        say(f"grading: {len(texts):,} texts are pretrained on: as many as can be tokenized")
+    tokens = helpers.tokenize_all(texts, tokenizer)  # found by pretrain in the cache
+    windows = helpers.windows_of(tokens.lengths, config.seq_len - 2)
+    measuring, step = time_pretraining(model, tokens, windows, tokenizer, config, clock)
+    minutes = budget(clock, 2 * loading + measuring + 2 * step)
+    steps = config.epochs * math.ceil(len(windows) / config.batch_size)
+    say(f"grading: pretraining on {len(texts):,} texts, about "
+        f"{min(steps, 60 * minutes / step):,.0f} of {steps:,} steps, in {minutes:.1f} minutes at "
+        f"most")
+    return texts, dict(overrides, max_minutes=minutes)
+
+
+def time_pretraining(model, tokens, windows, tokenizer, config, clock):
+    """Return the seconds of measuring the held-out loss, and of a step of masked LM."""
+    make = helpers.masked_batches(tokens, tokenizer, config, clock.device)
+    step = make(windows[::math.ceil(len(windows) / config.batch_size)],
+                runtime.generator("timing"))
+    optimizer = helpers.make_optimizer(model, config)
+    for _ in range(2):  # the first call of anything is slower
+        _, seconds = clock.timed(one_step, model, optimizer, step, helpers.mlm_forward, config)
+        if seconds > LONG * clock.limit * 60:
+            break
+    _, measuring = clock.timed(helpers.mlm_loss, model, step, clock.device, config.precision)
+    held = min(helpers.HELD_OUT, max(1, len(tokens) // 10)) * len(windows) / len(tokens)
+    return measuring * held / sum(len(batch["labels"]) for batch in step), seconds
+
+
+# ---- train --------------------------------------------------------------------------------------
+
+def plan_training(texts, labels, overrides, clock, limit_of_model=512):
+    """Return overrides with which `train` ends within the clock's limit, its decay complete.
+
+    overrides: fields of Config that are not to be chosen: seq_len, epochs, precision.
+    """
+    config = helpers.make_config(**overrides)
+    (model, tokenizer), loading = clock.timed(helpers.load_bert, config.model)
+    model.to(clock.device)
+    texts, label_ids = helpers.check_texts(texts, labels)
+    tokens = helpers.prepare(texts, tokenizer, helpers.make_config(vars(config), seq_len=3))
+    lengths = [overrides["seq_len"]] if "seq_len" in overrides else [
+        n for n in LENGTHS if SHORTEST <= n <= limit_of_model]
+    formats = [overrides["precision"]] if "precision" in overrides else formats_of(clock.device)
+    speeds = []
+    for precision in formats:
+        config = helpers.make_config(vars(config), seq_len=lengths[-1], precision=precision)
+        speeds.append(time_training(model, tokens, label_ids, tokenizer, config, clock))
+    fastest = max(speeds, key=lambda one: one.tokens_per_second * (
+        FASTER if one.precision == formats[0] else 1))
+    tried = [fastest]
+    for seq_len in lengths[-2::-1]:  # longer and longer
+        config = helpers.make_config(vars(config), seq_len=seq_len, precision=fastest.precision)
+        hoped = tried[-1]._replace(tokens=tokens_of(tokens, seq_len))
+        if passes(hoped, clock, loading) < LEAST_PASSES:  # not even at the speed of shorter ones
+            break
+        try:
+            speed = time_training(model, tokens, label_ids, tokenizer, config, clock)
+        except runtime.OutOfMemory:
+            break
+        if passes(speed, clock, loading) < LEAST_PASSES:
+            break
+        tried.append(speed)
+    chosen = tried[-1]
+    n_passes = passes(chosen, clock, loading)
+    epochs = overrides.get("epochs", max(1, min(MOST_PASSES, math.ceil(n_passes))))
+    minutes = budget(clock, 2 * loading + 2 * chosen.seconds_per_step)
+    reason = "as asked" if "seq_len" in overrides else f"the longest with time for {LEAST_PASSES}"
+    say(f"grading: {min(n_passes, epochs):.1f} passes over {len(texts):,} reviews of "
+        f"{chosen.seq_len} tokens ({reason}) in {chosen.precision}, {minutes:.1f} minutes at "
+        f"most: {chosen.tokens_per_second:,.0f} tokens a second were measured")
+    return dict(overrides, seq_len=chosen.seq_len, precision=chosen.precision, epochs=epochs,
+                max_minutes=minutes)
+
+
+def formats_of(device):
+    """Return the number formats to time: where a CPU may multiply in bf16, that too."""
+    both = device.type == "cpu" and hasattr(torch, "autocast")
+    return ["fp32", "bf16"] if both else ["auto"]
+
+
+def time_training(model, tokens, label_ids, tokenizer, config, clock):
+    """Return the Speed of a step of training: of the second, where the first was not long."""
+    batches = helpers.classifier_batches(tokens, label_ids, config, tokenizer, clock.device)
+    optimizer = helpers.make_optimizer(model, config)
+    model.train()
+    for number in range(2):
+        step = batches(number)
+        _, seconds = clock.timed(one_step, model, optimizer, step, helpers.classifier_forward,
+                                 config)
+        if seconds > LONG * clock.limit * 60:
+            break
+    read = sum(int(batch["attention_mask"].sum()) for batch in step)
+    return Speed(config.seq_len, config.precision, tokens_of(tokens, config.seq_len),
+                 read / seconds, seconds)
+
+
+def tokens_of(tokens, seq_len):
+    """Return how many tokens are read of all reviews, [CLS] and [SEP] included."""
+    return sum(min(n + 2, seq_len) for n in tokens.lengths)
+
+
+def one_step(model, optimizer, step, forward, config):
+    """Make one optimizer step, on a model that is thrown away after."""
+    helpers.accumulate(model, step, helpers.count_targets(step), forward, config.precision)
+    optimizer.step()
+    helpers.clear_gradients(model)
+
+
+def budget(clock, reserve):
+    """Return max_minutes for what is left, less what comes after the last look at the clock.
+
+    reserve: seconds of loading, of the step that is under way, of the last measuring.
+    """
+    return max(0.01, clock.left() - max(0.01 * clock.limit, 1.5 * reserve / 60))
+
+
+def passes(speed, clock, loading):
+    """Return how often the training reviews can be read in the time that is left."""
+    minutes = budget(clock, 2 * loading + 2 * speed.seconds_per_step)
+    return 60 * minutes * speed.tokens_per_second / speed.tokens
+
+
+# ---- classify -----------------------------------------------------------------------------------
+
+def classify(data, params, clock, **overrides):
+    """Return {part: a label for each review} within the clock's limit.
+
+    The reviews of all parts are classified in a random order, so that each share costs alike;
+    whoever is slower than planned reads fewer tokens of those that are left. Past the limit the
+    rest gets the label that was given most often. Both are said.
+    """
+    config = helpers.make_config(vars(params["config"]), **overrides)
+    texts = [(part, i) for part in data for i in range(len(data[part].texts))]
+    order = torch.randperm(len(texts), generator=runtime.generator("grading")).tolist()
+    shortened = [n for n in LENGTHS if n < config.seq_len]
+    labels, rate, done, seq_len = {}, None, 0, config.seq_len
+    size = max(1, len(texts) // SHARES)
+    words = [len(data[part].texts[i].split()) for part, i in texts]
+    bar = runtime.progress_bar(len(texts), "classifying", "review")
+    while done < len(order) and clock.left() > 0:
+        rest = order[done:]
+        if rate is not None:
+            fits = longest([config.seq_len, *shortened], rate, [words[i] for i in rest], clock)
+            if fits != seq_len:
+                say(f"grading: {fits} tokens of a review, not {seq_len}, for the {len(rest):,} "
+                    f"that are left to classify in {clock.left():.1f} minutes")
+            seq_len = fits
+        share = rest[:size if done else max(1, size // 10)]  # a small one first: how fast is it?
+        chosen = [data[texts[i][0]].texts[texts[i][1]] for i in share]
+        given, seconds = clock.timed(labels_of, chosen, params, config, seq_len)
+        rate = seconds / cost([words[i] for i in share], seq_len)
+        labels.update(zip(share, given))
+        done += len(share)
+        bar.update(len(share))
+    bar.close()
+    if done < len(order):
+        usual = max(helpers.LABELS, key=list(labels.values()).count)
+        warn(f"grading: time was up before the last {len(order) - done:,} of {len(order):,} "
+             f"reviews were read; they are called {usual}, as most were")
+        labels.update((i, usual) for i in order[done:])
+    predicted = {part: [] for part in data}
+    for number, (part, _) in enumerate(texts):
+        predicted[part].append(labels[number])
+    return predicted
+
+
+def labels_of(texts, params, config, seq_len):
+    """Return the labels of texts, read as params' settings say but with seq_len tokens."""
+    config = helpers.make_config(vars(config), seq_len=seq_len)
+    texts, _ = helpers.check_texts(texts)
+    model = params["model"].to(runtime.pick_device(config.device))
+    texts = [helpers.truncate_words(text, config.words, config.keep) for text in texts]
+    tokens = helpers.Tokens(helpers.sealed_table(helpers.tokenize(texts, params["tokenizer"])))
+    logits = helpers.predict_logits(model, tokens, params["tokenizer"], config)
+    return [helpers.LABELS[i] for i in logits.argmax(1).tolist()]
+
+
+def cost(words, seq_len):
+    """Return about how many tokens are read of reviews of these numbers of words."""
+    return sum(min(1.3 * n + 2, seq_len) for n in words)  # 1.3 tokens a word in film reviews
+
+
+def longest(lengths, rate, words, clock):
+    """Return the most tokens of a review with which what is left ends in time, else the least.
+
+    rate: seconds a token, of the last share; a tenth of the time is kept back.
+    """
+    seconds = 60 * 0.9 * clock.left()
+    return next((n for n in lengths if rate * cost(words, n) <= seconds), lengths[-1])
