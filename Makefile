@@ -14,7 +14,7 @@ export HF_HUB_DISABLE_TELEMETRY = 1
 # Two runtimes that spin while they wait slow each other down tenfold.
 export OMP_WAIT_POLICY = PASSIVE
 
-.PHONY: help report reference recipe minilm classifier test test-all test-2019 soak lint bench lab full data clean
+.PHONY: help report reference recipe minilm classifier test test-all test-2019 soak lint bench bench-gpu pack-gpu lab full data clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*## ' Makefile | sed 's/:.*## /\t/' | expand -t 14
@@ -56,6 +56,12 @@ lint: .venv/ready-dev  ## ruff (code and notebooks), vermin (calls that Python 3
 
 bench: data/FILIMDB .venv/ready-dev minilm  ## time training, classifying, MLM against Trainer and ONNX Runtime (N=, MODEL=)
 	$(VENV) benchmarks/bench.py --n $(or $(N),144) --rounds $(or $(ROUNDS),3) $(ARGS)
+
+bench-gpu:  ## on a GPU, in 8 minutes, without network: is it right, how fast (ARGS="--device cpu": small)
+	$(if $(wildcard $(VENV)),$(VENV),$(PYTHON)) benchmarks/bench_gpu.py $(ARGS)
+
+pack-gpu: data/FILIMDB minilm  ## what a GPU machine without network needs -> build/gpu (at most 64 MiB)
+	$(VENV) benchmarks/pack.py $(ARGS)
 
 lab: .venv/ready  ## JupyterLab on a working copy, build/lab (FRESH=1: a new one; ARGS=--port=9000)
 	@test "$$(id -u)" -ne 0 || case " $(ARGS) " in *" --allow-root "*) ;; *) \

@@ -291,7 +291,7 @@ def save_bert(folder, model, tokenizer, note, history=None, replace=False, **ent
     that makes the model. history: for history.json and .csv. replace: take the place of a folder
     that is there; else that one stays. entries: of config.json, beside the model's own.
     """
-    state = {key: value.cpu() for key, value in model.state_dict().items()}
+    state = weights_on_host(model)
     config = {key: value for key, value in model.config.to_dict().items()
               if key not in ("dtype", "_name_or_path", "pruned_heads")}
     parent, name = os.path.split(os.path.abspath(folder))
@@ -443,13 +443,32 @@ def load_state(path):
     return quarantine(path)
 
 
-def save_checkpoint(path, model, optimizer, history, seconds):
+def weights_on_host(model):
+    """Return a model's weights as {name: tensor} on the CPU; tied ones share their memory, so that
+    a file holds them once."""
+    copies, state = {}, model.state_dict(keep_vars=True)
+    for value in state.values():
+        if id(value) not in copies:
+            copies[id(value)] = value.detach().cpu()
+    return {key: copies[id(value)].detach() for key, value in state.items()}
+
+
+def optimizer_on_host(optimizer):
+    """Return an optimizer's state with all tensors on the CPU."""
+    state = optimizer.state_dict()
+    return dict(state, state={number: {
+        key: value.cpu() if torch.is_tensor(value) else value for key, value in moments.items()}
+        for number, moments in state["state"].items()})
+
+
+def save_checkpoint(path, model, optimizer, history, seconds, scaler=None):
     """Write all that the run needs to go on; what is random depends on seeds and step alone."""
-    save_state(path, {"model": model.state_dict(), "history": history, "seconds": seconds,
-                      "optimizer": optimizer and optimizer.state_dict()})
+    save_state(path, {"model": weights_on_host(model), "history": history, "seconds": seconds,
+                      "optimizer": optimizer and optimizer_on_host(optimizer),
+                      "scaler": scaler and scaler.state_dict()})
 
 
-def resume(path, model, optimizer):
+def resume(path, model, optimizer, scaler=None):
     """Load the checkpoint at `path`, if there is one; return (step, history, seconds used)."""
     state = load_state(path) if path else None
     if state is None:
@@ -457,6 +476,8 @@ def resume(path, model, optimizer):
     model.load_state_dict(state["model"])
     if state["optimizer"]:  # a finished run needs it no more
         optimizer.load_state_dict(state["optimizer"])
+    if scaler:
+        scaler.load_state_dict(state.get("scaler"))
     step = state["history"][-1]["step"]
     say(f"resuming from the checkpoint at step {step}")
     return step, state["history"], state["seconds"]

@@ -272,9 +272,12 @@ def cpu_attention(module, query, key, value, attention_mask, dropout=0.0, scalin
     """Attend as BERT does; with dropout on a CPU by DroppedAttention, else by the library.
 
     query, key, value: (batch, heads, seq, size); returns (batch, seq, heads, size). PyTorch's own
-    kernel has no dropout on a CPU and falls back to one several times slower.
+    kernel has no dropout on a CPU and falls back to one several times slower. attend, among
+    kwargs: what is to be done instead (reviews without padding: gpu.attend_apart).
     """
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
+    if "attend" in kwargs:
+        return kwargs["attend"](query, key, value, dropout, scaling), None
     if not dropout or query.device.type != "cpu":
         return sdpa_attention_forward(module, query, key, value, attention_mask, dropout=dropout,
                                       scaling=scaling, **kwargs)

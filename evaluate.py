@@ -346,7 +346,8 @@ def main(argv=None):
     try:
         for number in STOPS:
             signal.signal(number, interrupt)
-        with runtime.joined_processes():
+        on_cpu = "device=cpu" in (sys.argv if argv is None else argv)
+        with runtime.joined_processes("cpu" if on_cpu else ""):
             run(argv)
         return 0
     except (InputError, helpers.Diverged) as error:

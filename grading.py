@@ -14,6 +14,7 @@ from collections import namedtuple
 
 import torch
 
+import gpu
 import helpers
 import runtime
 from files import say, warn
@@ -175,6 +176,8 @@ def tokens_of(tokens, seq_len):
 
 def one_step(model, optimizer, step, forward, config):
     """Make one optimizer step, on a model that is thrown away after."""
+    device, unpadded = next(model.parameters()).device, gpu.unpads(model, config.precision)
+    step = [gpu.ready_batch(batch, device, unpadded) for batch in step]  # as `fit` has them
     helpers.accumulate(model, step, helpers.count_targets(step), forward, config.precision)
     optimizer.step()
     helpers.clear_gradients(model)

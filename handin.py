@@ -7,9 +7,9 @@ import re
 import sys
 from pathlib import Path
 
-MODULES = "files", "runtime", "cpu", "checkpoints", "helpers"  # each needs those before it
+MODULES = "files", "runtime", "cpu", "gpu", "checkpoints", "helpers"  # each needs those before it
 # What the joined file does not need: imports of its own parts, and the check that they are there.
-OWN = re.compile(r"^from (?:__future__|files|runtime|cpu|checkpoints) import "
+OWN = re.compile(r"^from (?:__future__|files|runtime|cpu|gpu|checkpoints) import "
                  r"(?:\([^)]*\)|[^\n(]*)\n"
                  r"|^try:\n    import checkpoints.*\n(?:except|    ).*\n(?:    .*\n)*", re.M)
 HEAD = '''"""Fine-tune BERT on film reviews: pretrain, train, classify, in one file to hand in.

@@ -7,8 +7,9 @@
 
 It reads in the order in which the data flows: hyperparameters -> data -> text to tokens ->
 batches -> model -> optimizer and schedule -> training loop -> classifier -> masked LM ->
-baselines. What keeps that fast, portable and safe stands in cpu.py, checkpoints.py, runtime.py and
-files.py. One file to hand in, joined of the five: `make classifier`. Importing changes nothing.
+baselines. What keeps that fast, portable and safe stands in cpu.py, gpu.py, checkpoints.py,
+runtime.py and files.py. One file to hand in, joined of the six: `make classifier`. Importing
+changes nothing.
 """
 from __future__ import annotations
 
@@ -39,9 +40,9 @@ from transformers import (
 )
 
 try:
-    import checkpoints, cpu, files, runtime  # noqa: E401, F401
+    import checkpoints, cpu, files, gpu, runtime  # noqa: E401, F401
 except ImportError as error:
-    if error.name not in ("checkpoints", "cpu", "files", "runtime"):
+    if error.name not in ("checkpoints", "cpu", "files", "gpu", "runtime"):
         raise
     raise ImportError("helpers.py works with the files beside it; `make classifier` joins them to "
                       "one, build/classifier.py, to hand in") from None
@@ -55,11 +56,15 @@ from cpu import (
 from files import (
     InputError, Interrupted, cache_dir, cut, digest_of, find_path, html_table, load_table, nearest,
     open_atomically, remove_if_there, save_history, say, sealed_table, utf8, warn)
+from gpu import (
+    CALM_TOKENS, QUEUED, Ahead, LossScaler, calm_limits, classifier_outputs, floats_later,
+    hidden_states, micro_floor, one_behind, pick_targets, ready_batch, rows_of, split_batch,
+    to_device, token_limit, tokens_of, unpadding, unpads)
 from runtime import (
-    VERSIONS, WEIGHTS_ONLY, OutOfMemory, all_sum, autocast, exclusive, generator, inference_mode,
-    is_notebook, memory_for_all, my_share, open_writer, pick_device, processes, progress_bar,
-    quiet_transformers, seed_of, sum_gradients, supported_options, uninterrupted, used_precision,
-    wait_for_all)
+    VERSIONS, WEIGHTS_ONLY, OutOfMemory, all_sum, autocast, deal, exclusive, generator,
+    inference_mode, is_notebook, kept_random_state, my_share, open_writer, out_of_memory,
+    pick_device, processes, progress_bar, quiet_transformers, seed_device, seed_of, sum_step,
+    supported_options, uninterrupted, used_precision, wait_for_all)
 
 LABEL_IDS = {"neg": 0, "pos": 1}
 IGNORE = -100  # the label id of a position that no loss is taken at
@@ -87,7 +92,7 @@ class Config:
     keep: str = "head+tail"    # tokens that survive truncation; best of three in [S], table 2
     words: int = 0             # first/last words kept before tokenization (side: keep); 0 = all
     batch_size: int = 32       # reviews an optimizer step sees [A]; 24 in [S]
-    accumulation: int = 4      # least number of micro-batches they are split into [A]
+    accumulation: int = 4      # least number of micro-batches they are split into on a CPU [A]
     epochs: int = 3            # passes over the texts; at most 4 in [S], 2-4 in [D]
     lr: float = 2e-5           # peak learning rate [S], figure 3
     optimizer: str = "adam"    # adam [A]: weight_decay is L2 in the gradient; adamw: decoupled
@@ -102,7 +107,7 @@ class Config:
     max_minutes: float = 0.0   # time budget of the call; 0 = none
     seed: int = 0              # new layers and dropout
     data_seed: int = 0         # order of the reviews, masks
-    precision: str = "auto"    # fp32, bf16, or auto: bf16 on a GPU that can, else fp32 [M]
+    precision: str = "auto"    # fp32, bf16, fp16; auto: bf16 or fp16 on a GPU, else fp32 [M]
     device: str = ""           # cuda, cuda:1, cpu; empty = cuda if there is one, else cpu
 
 
@@ -112,8 +117,9 @@ MLM_DEFAULTS = {"seq_len": 128, "batch_size": 32, "accumulation": 1, "epochs": 2
 RULES = {  # key: (what its value must be, in words, the check)
     "seq_len": ("3 or more", lambda v: v >= 3),
     "lr": ("more than 0 and finite", lambda v: 0 < v < math.inf),
-    "precision": ("auto, fp32 or, from PyTorch 1.10 on, bf16",
-                  lambda v: v in ("auto", "fp32") or v == "bf16" and hasattr(torch, "autocast")),
+    "precision": ("auto, fp32 or, from PyTorch 1.10 on, bf16 or fp16",
+                  lambda v: v in ("auto", "fp32")
+                  or v in ("bf16", "fp16") and hasattr(torch, "autocast")),
     "model": ("a hub name or a folder", bool), "device": ("a device's name", lambda v: True),
     **dict.fromkeys(("batch_size", "accumulation", "epochs"), ("1 or more", lambda v: v >= 1)),
     "warmup": ("a share of all steps, at least 0 and below 1", lambda v: 0 <= v < 1),
@@ -506,17 +512,19 @@ def sample_of_step(n, batch_size, step, data_seed):
     return order[within * batch_size:(within + 1) * batch_size].tolist()
 
 
-def micro_batches(lengths, max_count, max_tokens, launch=0):
+def micro_batches(lengths, max_count, max_tokens, launch=0, floor=0):
     """Split positions 0..n-1 into lists of like length, the longest first, as cheaply as can be.
 
     Each list holds at most max_count, and count x longest is at most max_tokens (or count is 1).
-    Least cost by dynamic programming: the padded tokens, and `launch` tokens for each list.
+    Least cost by dynamic programming: the padded tokens, or `floor` where they are fewer, and
+    `launch` tokens for each list.
     """
     order = sorted(range(len(lengths)), key=lambda i: (lengths[i], -i))
     cost, starts = np.zeros(len(order) + 1), []  # of the cheapest split of the first i
     for end, i in enumerate(order, 1):
         first = max(0, end - max(1, min(max_count, max_tokens // lengths[i])))
         padded_tokens = np.arange(end - first, 0, -1) * lengths[i]  # if this list starts there
+        padded_tokens = np.maximum(padded_tokens, floor)
         best = int(np.argmin(cost[first:end] + padded_tokens))
         starts.append(first + best)
         cost[end] = cost[first + best] + padded_tokens[best] + launch
@@ -528,15 +536,29 @@ def micro_batches(lengths, max_count, max_tokens, launch=0):
 
 
 def micro_limits(config, device):
-    """Return max_count, max_tokens and launch of a step's `micro_batches` on a device.
+    """Return max_count, max_tokens, launch and floor of a step's `micro_batches` on a device.
 
-    `accumulation` bounds the memory; a GPU gains from large micro-batches, a CPU does not: there
-    every core works on one of CPU_TOKENS, so the number of threads bounds it.
+    A GPU gains from large micro-batches and takes all that fit: where memory runs out they are
+    halved; several share small ones evenly. A CPU does not: there every core works on one of
+    CPU_TOKENS, so the number of threads bounds the memory, and `accumulation`.
     """
     count = max(1, config.batch_size // max(config.accumulation, processes()[1]))
     if device.type == "cpu":
-        return count, min(count * config.seq_len, CPU_TOKENS), 48
-    return count, count * config.seq_len, 1024
+        return count, min(count * config.seq_len, CPU_TOKENS), 48, 0
+    several = processes()[1] > 1
+    count = math.ceil(config.batch_size / (4 * processes()[1] if several else 1))
+    return count, count * config.seq_len, 0, micro_floor(device, config.precision)
+
+
+def split_step(lengths, config, device):
+    """Return a step's micro-batches, lists of positions; where nothing is padded as few as can be.
+
+    Those are of like size in tokens, one for each process at least.
+    """
+    if not unpadding(device, config.precision):
+        return micro_batches(lengths, *micro_limits(config, device))
+    lists = deal(lengths, max(processes()[1], math.ceil(sum(lengths) / CALM_TOKENS)))
+    return [sorted(some, key=lambda i: -lengths[i]) for some in lists if some]
 
 
 def pad(rows, pad_id):
@@ -565,7 +587,7 @@ def classifier_batches(tokens, label_ids, config, tokenizer, device):
                 for i in chosen]
         return [dict(pad([rows[i] for i in micro], tokenizer.pad_token_id),
                      labels=torch.tensor([label_ids[chosen[i]] for i in micro]))
-                for micro in micro_batches(list(map(len, rows)), *micro_limits(config, device))]
+                for micro in split_step(list(map(len, rows)), config, device)]
     return batches
 
 
@@ -702,7 +724,8 @@ class Diverged(ArithmeticError):
     """The loss or the gradient became NaN or infinite."""
 
 
-CHECKPOINT_SECONDS = 60  # between checkpoints; each is some 3 times the weights' size
+CHECKPOINT_SECONDS = 60  # between checkpoints; each is some 3 times the weights' size ...
+CHECKPOINT_SHARE = 20    # ... and at least so many times what writing the last one took
 EVALUATIONS = 4          # points of a run's learning curve, evenly over its progress
 
 
@@ -715,8 +738,7 @@ def classifier_forward(model, batch):
     >>> tuple(logits.shape), labels.tolist()
     ((2, 2), [1, 0])
     """
-    logits = model(batch["input_ids"], attention_mask=batch["attention_mask"])[0]
-    return logits, batch["labels"]
+    return classifier_outputs(model, batch), batch["labels"]
 
 
 def mlm_forward(model, batch):
@@ -729,9 +751,10 @@ def mlm_forward(model, batch):
     >>> tuple(logits.shape), targets.tolist()  # at the one position that is asked for
     ((1, 1374), [7])
     """
-    hidden = model.bert(batch["input_ids"], attention_mask=batch["attention_mask"])[0]
-    masked = batch["labels"] != IGNORE  # (batch, seq)
-    return model.cls.predictions(hidden[masked]), batch["labels"][masked]
+    if "masked" not in batch:
+        batch = pick_targets(batch)
+    hidden = hidden_states(model, batch).flatten(0, 1).index_select(0, batch["masked"])
+    return model.cls.predictions(hidden), batch["labels"]
 
 
 def count_targets(window):
@@ -744,27 +767,17 @@ def summed_loss(forward, model, batch, device, precision="auto"):
     if not count_targets([batch]):  # torch 1.3 cannot take the loss of nothing
         return next(p for p in model.parameters() if p.requires_grad).sum() * 0
     with autocast(device, precision):
-        logits, targets = forward(model, {key: value.to(device) for key, value in batch.items()})
+        logits, targets = forward(model, to_device(batch, device))
     return F.cross_entropy(logits.float(), targets, reduction="sum")
 
 
-def halved(window):
-    """Return the micro-batches split in two each, where they hold more than one example."""
-    halves = []
-    for batch in window:
-        size = len(batch["labels"])
-        for rows in [slice(0, size // 2), slice(size // 2, size)] if size > 1 else [slice(0, 1)]:
-            halves.append({key: value[rows] for key, value in batch.items()})
-    return halves
-
-
-def accumulate(model, micro_batches, n_targets, forward, precision="auto", seed=0):
+def accumulate(model, micro_batches, n_targets, forward, precision="auto", seed=0, scaler=None):
     """Add up the gradients of a step's mean loss, micro-batch by micro-batch; return that loss.
 
     Each micro-batch gives the sum of its losses over the number of targets of the whole step, so
     the gradients are those of one large batch, however it was split. (A mean of the micro-batches'
     means is not: a review in a small one would weigh more.) seed: of what is dropped on a CPU.
-    Raises OutOfMemory.
+    scaler: a LossScaler, for fp16. Raises OutOfMemory.
 
     >>> bert, tokenizer = load_bert("data/sample/bert")
     >>> whole = dict(pad([[2, 7, 8, 3], [2, 7, 9, 3]], 0), labels=torch.tensor([1, 0]))
@@ -782,18 +795,23 @@ def accumulate(model, micro_batches, n_targets, forward, precision="auto", seed=
         number, batch = numbered
         with torch.enable_grad(), random_stream(seed, number):
             part = summed_loss(forward, model, batch, device, precision) / max(n_targets, 1)
-            return part.detach(), gradients_of(part, learned)
+            return part.detach(), gradients_of(scaler.scale(part) if scaler else part, learned)
 
-    loss = torch.zeros((), device=device)
-    with memory_for_all(device), sparse_embeddings(model, device):
-        learned = [p for p in model.parameters() if p.requires_grad]  # tied weights apart
-        # Processes deal the micro-batches out; the cores of a CPU take one each at a time.
-        share = my_share(list(enumerate(micro_batches)))
-        for part, gradients in parallel_map(loss_and_gradients, share, device):
-            loss += part
-            add_gradients(learned, gradients)
-    sum_gradients(parameters)
-    return all_sum(loss)
+    loss, short = torch.zeros((), device=device), ""
+    # Processes deal the micro-batches out; the cores of a CPU take one each at a time.
+    share = my_share(list(enumerate(micro_batches)),
+                     [batch["input_ids"].numel() for batch in micro_batches])
+    try:
+        with sparse_embeddings(model, device):
+            learned = [p for p in model.parameters() if p.requires_grad]  # tied weights apart
+            for part, gradients in parallel_map(loss_and_gradients, share, device):
+                loss += part
+                add_gradients(learned, gradients)
+    except (RuntimeError, MemoryError) as error:
+        if not out_of_memory(error):
+            raise
+        short = str(error) or "out of memory"
+    return sum_step(parameters, loss, short)
 
 
 def fit(model, batches, n_steps, steps_per_epoch, forward, config, evaluate=None, checkpoint="",
@@ -803,7 +821,8 @@ def fit(model, batches, n_steps, steps_per_epoch, forward, config, evaluate=None
     batches(step) gives the micro-batches of a step, forward is classifier_forward or mlm_forward,
     evaluate(model) gives a dict of metrics, at the start and EVALUATIONS times. checkpoint: a
     file; the run goes on from it, on a CPU bit for bit, and leaves one when it is stopped.
-    Raises Diverged when the loss or the gradient is NaN or infinite.
+    Raises Diverged when the loss or the gradient is NaN or infinite; on a GPU, which is not
+    waited for, a step later.
 
     >>> bert, tokenizer = load_bert("data/sample/bert")
     >>> batch = dict(pad([[2, 7, 8, 3], [2, 9, 8, 3]], 0), labels=torch.tensor([1, 0]))
@@ -812,8 +831,8 @@ def fit(model, batches, n_steps, steps_per_epoch, forward, config, evaluate=None
     (20, True)
     """
     optimizer = make_optimizer(model, config)
-    run = Run(model, optimizer, config, n_steps, steps_per_epoch, evaluate, checkpoint, log_dir,
-              what)
+    run = Run(model, optimizer, batches, config, n_steps, steps_per_epoch, evaluate, checkpoint,
+              log_dir, what)
     with run.guarded():  # resumes, measures, shows progress, keeps a checkpoint when stopped
         while run.progress < 1:  # share of the steps done, or of max_minutes spent
             # Warm-up and decay count optimizer steps, not micro-batches: the last rate is near 0.
@@ -823,26 +842,26 @@ def fit(model, batches, n_steps, steps_per_epoch, forward, config, evaluate=None
             # Which reviews a step sees and what it drops depend on seeds and step alone, so a
             # resumed run goes on as the undisturbed one would.
             seed = run.seed_dropout()
-            micro_batches = run.split(batches(run.step))  # smaller ones where memory ran out
+            micro_batches = run.batches(run.step)  # a GPU's: made while it was at the last step
             n_targets = count_targets(micro_batches)  # reviews, or masked tokens, of the step
             try:
-                loss = float(accumulate(model, micro_batches, n_targets, forward,
-                                        config.precision, seed))
+                loss = accumulate(model, micro_batches, n_targets, forward, config.precision,
+                                  seed, run.scaler)
             except OutOfMemory as error:
                 run.halve(micro_batches, error)
                 continue  # the same step again
+            run.scaler.unscale(optimizer)  # fp16: before the norm is taken
             # One norm over all gradients, in nats; where it is larger than clip_norm, every
             # gradient shrinks by the same factor. What comes back is the norm before that.
-            norm = float(torch.nn.utils.clip_grad_norm_(model.parameters(),
-                                                        config.clip_norm or math.inf))
-            if not math.isfinite(loss + norm):  # before it can reach the weights
-                raise Diverged(f"loss {loss}, gradient norm {norm} at step {run.step + 1} of "
-                               f"{n_steps} with lr {lr:.3g}; lower lr or lengthen warmup")
+            norm = torch.nn.utils.clip_grad_norm_(model.parameters(), config.clip_norm or math.inf)
+            if run.scaler.overflowed(loss, norm):
+                run.skip()
+                continue  # fp16: the same step again, its loss scaled less
+            run.expect(lr, n_targets, loss, norm)  # Diverged, before it can reach the weights
             with uninterrupted():  # whatever stops the run, a step is whole
                 optimizer.step()
                 clear_gradients(model)  # else the next step would add to them
-                run.record(lr=lr, grad_norm=norm, loss=loss if n_targets else None,
-                           targets=n_targets)
+                run.record()
             run.after_step()  # measures where that is due, writes a checkpoint a minute
     return run.history
 
@@ -855,11 +874,17 @@ class Run:
     with the metrics of evaluate(model).
     """
 
-    def __init__(self, model, optimizer, config, n_steps, steps_per_epoch, evaluate=None,
+    def __init__(self, model, optimizer, batches, config, n_steps, steps_per_epoch, evaluate=None,
                  checkpoint="", log_dir="", what="training"):
         self.model = model
         self.optimizer = optimizer
+        self.make_batches = batches
         self.config = config
+        self.device = next(model.parameters()).device
+        self.scaler = LossScaler(self.device, config.precision)
+        self.unpadded = unpads(model, config.precision)
+        self.most_tokens = token_limit(model) if self.unpadded else math.inf  # of a micro-batch
+        self.batches = Ahead(self.ready_batches, self.device, n_steps)
         self.n_steps = n_steps
         self.steps_per_epoch = steps_per_epoch
         self.evaluate = evaluate
@@ -867,10 +892,11 @@ class Run:
         self.what = what
         self.rank, _ = processes()
         self.writer = None if self.rank else open_writer(log_dir)
-        self.step, self.history, seconds = resume(checkpoint, model, optimizer)
+        self.step, self.history, seconds = resume(checkpoint, model, optimizer, self.scaler)
         self.began = time.time() - seconds
         self.saved = time.time()
-        self.halvings = 0
+        self.patience = CHECKPOINT_SECONDS  # until the next checkpoint
+        self.expected = None  # a step's row and the function that reads its loss and norm
         self.progress = 0.0
 
     @contextlib.contextmanager
@@ -888,10 +914,12 @@ class Run:
                 self.measure_if_due()  # the run was stopped while it was measured
                 self.progress = self.share_done()
                 yield
+                self.settle()
             except KeyboardInterrupt as stop:
                 self.save()
                 raise self.interrupted(stop) from None
             finally:
+                self.batches.close()
                 self.model.eval()
                 if self.writer:
                     self.writer.close()
@@ -910,69 +938,102 @@ class Run:
 
     def share_done(self):
         """Return the progress, the same in all processes: the first one's clock counts."""
-        spent = 0
-        if self.config.max_minutes and not self.rank:
-            spent = (time.time() - self.began) / 60 / self.config.max_minutes
-        return max(self.step / self.n_steps, all_sum(spent, next(self.model.parameters()).device))
+        done = self.step / self.n_steps
+        if not self.config.max_minutes:
+            return done
+        spent = (time.time() - self.began) / 60 / self.config.max_minutes
+        return max(done, all_sum(0 if self.rank else spent, self.device))
 
     def seed_dropout(self):
         """Seed PyTorch's random numbers by seed, step and process; return the seed."""
         seed = seed_of("dropout", self.config.seed, self.step, *[self.rank] * bool(self.rank))
-        torch.manual_seed(seed)  # for a GPU and PyTorch 1.3, which draw from it
+        seed_device(seed, self.device)  # for a GPU and PyTorch 1.3, which draw from it
         return seed
 
-    def split(self, micro_batches):
-        """Return micro-batches in halves of halves, once for each time that memory ran out."""
-        for _ in range(self.halvings):
-            micro_batches = halved(micro_batches)
-        return micro_batches
+    def ready_batches(self, step):
+        """Return a step's micro-batches as the device takes them, none larger than its memory."""
+        return [ready_batch(part, self.device, self.unpadded) for batch in self.make_batches(step)
+                for part in split_batch(batch, self.most_tokens, self.unpadded)]
 
     def halve(self, micro_batches, error):
-        """Make all later micro-batches half as large; raise the error if these are single."""
-        if max(len(batch["labels"]) for batch in micro_batches) == 1:
+        """Halve the most tokens of a micro-batch; raise the error if these are single."""
+        if max(map(rows_of, micro_batches)) == 1:
             raise error
         clear_gradients(self.model)
-        self.halvings += 1
-        say(f"{self.what}: out of memory at step {self.step + 1}; micro-batches are halved, the "
-            f"step is repeated, the optimizer's batch stays the same")
+        self.most_tokens = max(map(tokens_of, micro_batches)) // 2
+        self.batches.forget()
+        say(f"{self.what}: out of memory at step {self.step + 1}; micro-batches are halved to at "
+            f"most {self.most_tokens:,} tokens, the optimizer's batch stays the same")
 
-    def record(self, **metrics):
+    def skip(self):
+        """Forget a step whose scaled gradients overflowed in fp16, and say so: not counted."""
+        clear_gradients(self.model)
+        say(f"{self.what}: the gradients of step {self.step + 1} overflow in fp16; the step is "
+            f"skipped, and repeated with the loss scaled by {self.scaler.factor:g}")
+
+    def expect(self, lr, n_targets, loss, norm):
+        """Begin to read a step's loss and norm; a GPU's are read when the next step is queued."""
+        step, read = self.step + 1, floats_later(loss, norm)
+        self.settle()
+        self.row = dict(step=step, epoch=step / self.steps_per_epoch, lr=lr, grad_norm=None,
+                        loss=None, targets=n_targets)
+        self.expected = self.row, read
+        if self.device.type not in QUEUED:
+            self.settle()
+
+    def settle(self):
+        """Write the loss and norm that are expected into their row; Diverged if not finite."""
+        if self.expected:
+            (row, read), self.expected = self.expected, None
+            loss, norm = read()
+            if not math.isfinite(loss + norm):
+                raise Diverged(f"loss {loss}, gradient norm {norm} at step {row['step']} of "
+                               f"{self.n_steps} with lr {row['lr']:.3g}; lower lr or lengthen "
+                               f"warmup")
+            row.update(grad_norm=norm, loss=loss if row["targets"] else None)
+
+    def record(self):
         """Count a step and append its row to the history, marked "due" if it is to be measured."""
         before = self.progress
         self.step += 1
         self.progress = self.share_done()
-        row = dict(step=self.step, epoch=self.step / self.steps_per_epoch, **metrics,
-                   seconds=time.time() - self.began)
+        self.row["seconds"] = time.time() - self.began
         if self.evaluate and int(self.progress * EVALUATIONS) > int(before * EVALUATIONS):
-            row["due"] = True
-        self.history.append(row)
+            self.row["due"] = True
+        self.history.append(self.row)
 
     def after_step(self):
         """Measure the last step if that is due; log it; write a checkpoint now and then."""
         if self.measure_if_due():
             self.progress = self.share_done()  # measuring takes time too
+        if self.writer:
+            self.settle()
         row = self.history[-1]
         for key in row if self.writer else ():
             if row[key] is not None:  # a loss of no targets
                 self.writer.add_scalar(key, row[key], self.step)
         self.bar.update(1)
-        if time.time() - self.saved > CHECKPOINT_SECONDS:
+        if time.time() - self.saved > self.patience:
             self.save()
 
     def measure_if_due(self):
         """Add the metrics of evaluate(model) to the last row where they are due; tell whether."""
         due = bool(self.history) and "due" in self.history[-1]
         if due:
+            self.settle()
             self.history[-1].update(self.evaluate(self.model))
             del self.history[-1]["due"]
         return due
 
     def save(self):
         """Write a checkpoint, if the run has a file for it and has begun."""
+        began = time.time()
+        self.settle()
         if self.checkpoint and self.history and not self.rank:
             save_checkpoint(self.checkpoint, self.model, self.optimizer, self.history,
-                            time.time() - self.began)
+                            time.time() - self.began, self.scaler)
         self.saved = time.time()
+        self.patience = max(CHECKPOINT_SECONDS, CHECKPOINT_SHARE * (self.saved - began))
 
 
 def clear_gradients(model):
@@ -1111,7 +1172,7 @@ def train(texts, labels, pretrain_params=None, dev=None, n_eval=500, log_dir="",
     if len(set(label_ids)) < 2:
         raise InputError("the training reviews do not carry both labels, neg and pos")
     dev_texts, dev_ids, n_eval = check_dev(dev, n_eval)
-    with torch.random.fork_rng():  # whoever calls keeps their own random stream
+    with kept_random_state(config.device):  # whoever calls keeps their own random stream
         model, tokenizer, key = start(config, "classifier", itertools.chain(
             [label_ids, (dev_ids, n_eval)], map(utf8, texts + dev_texts)))
         evaluate = learning_curve({"train": (texts, label_ids), "dev": (dev_texts, dev_ids)},
@@ -1150,9 +1211,14 @@ def predict_logits(model, tokens, tokenizer, config, what=""):
     """
     device = next(model.parameters()).device
     lengths = [min(n, config.seq_len - 2) + 2 for n in tokens.lengths]
-    limits = micro_limits(dataclasses.replace(config, batch_size=64, accumulation=1), device)
+    unpadded = isinstance(model, BertForSequenceClassification) and unpads(model, config.precision)
+    # Processes deal the reviews out; the batches of each are as large as those of one alone.
+    mine = deal(lengths, processes()[1])[processes()[0]]
+    limits = 64, min(64 * config.seq_len, CPU_TOKENS), 48
+    if device.type != "cpu":
+        limits = calm_limits(device, config.precision, unpadded)
     logits = torch.zeros(len(tokens), model.config.num_labels)
-    bar = progress_bar(sum(lengths), what, "token") if what else None
+    bar = progress_bar(sum(lengths[i] for i in mine), what, "token") if what else None
     training, started, done, told = model.training, time.time(), 0, not what
     model.eval()
 
@@ -1160,12 +1226,14 @@ def predict_logits(model, tokens, tokenizer, config, what=""):
         rows = [add_special_tokens(tokens[i], config.seq_len, config.keep, tokenizer)
                 for i in group]
         batch = pad(rows, tokenizer.pad_token_id)
+        if isinstance(model, BertForSequenceClassification):  # else it needs the mask
+            batch = ready_batch(batch, device, unpadded)
         with inference_mode(), autocast(device, config.precision):
-            some = model(**{key: value.to(device) for key, value in batch.items()})[0]
-        return some.float().cpu()
+            return classifier_outputs(model, to_device(batch, device)).float()
 
-    groups = my_share(micro_batches(lengths, *limits))
-    for group, some in zip(groups, parallel_map(logits_of, groups, device)):
+    groups = [[mine[i] for i in group]
+              for group in micro_batches([lengths[i] for i in mine], *limits)]
+    for group, some in zip(groups, one_behind(parallel_map(logits_of, groups, device), device)):
         logits[group] = some
         done += sum(lengths[i] for i in group)
         if what:
@@ -1173,11 +1241,13 @@ def predict_logits(model, tokens, tokenizer, config, what=""):
         elapsed = time.time() - started
         if not told and elapsed > 5:
             told = True
-            report_estimate(what, len(tokens), elapsed * sum(lengths) / done / 60)
+            report_estimate(what, len(tokens), elapsed * sum(lengths[i] for i in mine) / done / 60)
     if what:
         bar.close()
     model.train(training)
-    return check_finite(all_sum(logits.to(device)).cpu())
+    if processes()[1] > 1:
+        logits = all_sum(logits.to(device)).cpu()
+    return check_finite(logits)
 
 
 def check_finite(outcome):
@@ -1368,7 +1438,7 @@ def masked_batches(tokens, tokenizer, config, device):
             ids, ordinary[ids], tokenizer.mask_token_id, len(tokenizer), random,
             continues[ids] if config.whole_word else None)
         return [{key: value[micro, :lengths[micro[0]]] for key, value in whole.items()}
-                for micro in micro_batches(lengths, *micro_limits(config, device))]
+                for micro in split_step(lengths, config, device)]
     return batches
 
 
@@ -1380,7 +1450,9 @@ def mlm_loss(model, batches, device, precision="auto"):
 
     training = model.training
     model.eval()
-    loss, targets = sum(parallel_map(loss_of, my_share(batches), device)), count_targets(batches)
+    targets, unpadded = count_targets(batches), unpads(model, precision)
+    share = [ready_batch(batch, device, unpadded) for batch in my_share(batches)]
+    loss = sum(parallel_map(loss_of, share, device))
     model.train(training)
     return check_finite(all_sum(loss, device) / targets) if targets else None
 
@@ -1403,7 +1475,7 @@ def pretrain(texts, parts=(), log_dir="", **overrides):
     texts, parts = distinct_texts(texts), check_many(parts, "parts")
     if len(texts) < 2:
         raise InputError(f"{len(texts)} different non-blank texts; pretrain needs 2 or more")
-    with torch.random.fork_rng():
+    with kept_random_state(config.device):
         model, tokenizer, key = start(config, "mlm", map(utf8, texts))
         folder = os.path.join(cache_dir("pretrained"), key)
         note = read_note(folder)

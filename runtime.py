@@ -5,6 +5,7 @@ One function or table a difference, so that no other module asks which stack it 
 from __future__ import annotations
 
 import contextlib
+import datetime
 import functools
 import inspect
 import logging
@@ -19,7 +20,7 @@ import torch
 import transformers
 from tqdm import tqdm
 
-from files import InputError, digest, one_line, remove_if_there, warn
+from files import InputError, digest, one_line, remove_if_there, say, warn
 
 
 def supported_options(function, **options):
@@ -59,23 +60,40 @@ def generator(*parts):
     return torch.Generator().manual_seed(seed_of(*parts))
 
 
+HALF = {"bf16": "bfloat16", "fp16": "float16"}  # a Config's precision: PyTorch's name
+
+
 def used_precision(precision, kind):
-    """Return what a Config's precision is on a kind of device (cuda, cpu): fp32 or bf16.
+    """Return what a Config's precision is on a kind of device (cuda, cpu): fp32, bf16 or fp16.
 
     auto is fp32 on a CPU: every CPU then gives nearly the same, and bf16 pays on those alone that
-    multiply in it (AVX512-BF16, AMX).
+    multiply in it (AVX512-BF16, AMX). On a GPU it is bf16 where its cores multiply in it, fp16
+    on older ones (V100, T4), which only emulate bf16, and fp32 where PyTorch has no autocast.
     """
     if precision != "auto":
         return precision
-    gpu = kind == "cuda" and hasattr(torch, "autocast") and torch.cuda.is_available()
-    return "bf16" if gpu and torch.cuda.is_bf16_supported() else "fp32"
+    if kind != "cuda" or not hasattr(torch, "autocast") or not torch.cuda.is_available():
+        return "fp32"
+    able = torch.cuda.is_bf16_supported
+    return "bf16" if able(**supported_options(able, including_emulation=False)) else "fp16"
 
 
 def autocast(device, precision):
     """Return a context that computes in a Config's precision."""
-    if used_precision(precision, device.type) == "bf16":
-        return torch.autocast(device.type, dtype=torch.bfloat16)
+    used = used_precision(precision, device.type)
+    if used in HALF:
+        return torch.autocast(device.type, dtype=getattr(torch, HALF[used]))
     return contextlib.nullcontext()
+
+
+_told = set()  # what this process has said of its devices
+
+
+def tell_once(text):
+    """Say a line that holds for the whole process, once."""
+    if text not in _told:
+        _told.add(text)
+        say(text)
 
 
 def pick_device(device=""):
@@ -86,31 +104,43 @@ def pick_device(device=""):
     except Exception as error:
         raise InputError(f"device={device!r} cannot be used ({one_line(error)}); "
                          f"try device='cpu'") from None
+    if chosen.type == "cuda" and hasattr(torch.backends.cuda, "enable_cudnn_sdp"):
+        torch.backends.cuda.enable_cudnn_sdp(False)  # it makes a plan for each new shape
+    if chosen.type == "cuda" and not hasattr(torch, "autocast"):
+        tell_once(f"PyTorch {torch.__version__} computes in fp32 on a GPU; from 1.10 on in fewer "
+                  f"bits, which is faster")
+    if chosen.type == "mps":
+        tell_once("device mps: never tested with this project; compare with device='cpu'")
     return chosen
+
+
+def kept_random_state(device=""):
+    """Return a context after which PyTorch's random numbers go on as before: the CPU's, and those
+    of this one GPU."""
+    chosen = pick_device(device)
+    if chosen.type != "cuda":
+        return torch.random.fork_rng([])
+    index = torch.cuda.current_device() if chosen.index is None else chosen.index
+    return torch.random.fork_rng([index])
+
+
+def seed_device(seed, device):
+    """Seed PyTorch's random numbers of the CPU and of one device, not of other GPUs."""
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        with torch.cuda.device(device):
+            torch.cuda.manual_seed(seed)
 
 
 def out_of_memory(error):
     """Tell whether an exception says that memory ran out, of a GPU or of the computer."""
     return isinstance(error, MemoryError) or re.search(
-        r"out of memory|can't allocate memory|not enough memory", str(error)) is not None
+        r"out of memory|can't allocate memory|not enough memory|(CUBLAS|CUDNN)\w*_ALLOC_FAILED",
+        str(error)) is not None
 
 
 class OutOfMemory(RuntimeError):
     """Memory ran out in a step, in this process or in another that shares it."""
-
-
-@contextlib.contextmanager
-def memory_for_all(device):
-    """Raise OutOfMemory in all processes where memory runs out in one: all repeat the step."""
-    short = ""
-    try:
-        yield
-    except (RuntimeError, MemoryError) as error:
-        if not out_of_memory(error):
-            raise
-        short = str(error) or "out of memory"
-    if all_sum(int(bool(short)), device):
-        raise OutOfMemory(short or "out of memory in another process")
 
 
 @contextlib.contextmanager
@@ -336,22 +366,35 @@ def launched_processes():
     return count, launch_number("LOCAL_RANK", 0)
 
 
+PATIENCE = datetime.timedelta(hours=3)  # with the first process, which tokenizes for all
+
+
+def exchange_options(device, local_rank):
+    """Return how processes exchange tensors of a device: options of init_process_group.
+
+    Today's stack exchanges a GPU's and a CPU's tensors; PyTorch 1.3 those of one kind.
+    """
+    start, backend, own = torch.distributed.init_process_group, "gloo", {}
+    if torch.cuda.is_available():
+        torch.cuda.set_device(local_rank)
+        own = supported_options(start, device_id=torch.device("cuda", local_rank))
+        backend = "cpu:gloo,cuda:nccl" if own else "gloo" if device == "cpu" else "nccl"
+    return dict(own, backend=backend, timeout=PATIENCE)
+
+
 @contextlib.contextmanager
-def joined_processes():
+def joined_processes(device=""):
     """Join the processes that torchrun started, if it did; the first of them alone prints.
 
-    All run the same code on the same data: a step's micro-batches are dealt out, gradients added
-    up. One that dies ends the others: their next exchange fails.
+    All run the same code on the same data: a step's reviews are dealt out, gradients added up.
+    One that dies ends the others: their next exchange fails. device: "cpu" where all work there.
     """
     count, local_rank = launched_processes()
     if count < 2:
         yield
         return
-    cuda = torch.cuda.is_available()
     try:
-        if cuda:
-            torch.cuda.set_device(local_rank)
-        torch.distributed.init_process_group("nccl" if cuda else "gloo")
+        torch.distributed.init_process_group(**exchange_options(device, local_rank))
     except (RuntimeError, ValueError, OSError) as error:
         raise InputError(f"the {count} processes of WORLD_SIZE cannot be joined "
                          f"({one_line(error)}); start them by torchrun") from None
@@ -378,16 +421,52 @@ def all_sum(value, device="cpu"):
     return tensor if torch.is_tensor(value) else float(tensor)
 
 
-def my_share(items):
-    """Return this process's share of a list: every item belongs to one process."""
+def deal(costs, count):
+    """Return `count` lists of the numbers 0..n-1, of nearly equal cost: each goes, the dearest
+    first, to the list that costs least so far (Graham 1969: at most 4/3 of the best)."""
+    lists, loads = [[] for _ in range(count)], [0] * count
+    for i in sorted(range(len(costs)), key=lambda i: -costs[i]):
+        least = loads.index(min(loads))
+        lists[least].append(i)
+        loads[least] += costs[i]
+    return [sorted(numbers) for numbers in lists]
+
+
+def my_share(items, costs=None):
+    """Return this process's share of a list, in its order: every item belongs to one process."""
     rank, count = processes()
-    return items[rank::count]
+    return [items[i] for i in deal(costs or [1] * len(items), count)[rank]]
 
 
-def sum_gradients(parameters):
-    """Add up the parameters' gradients over all processes, in place."""
-    if processes()[1] > 1:
-        for parameter in parameters:
-            if parameter.grad is None:
-                parameter.grad = torch.zeros_like(parameter)
-            parameter.grad = all_sum(parameter.grad)
+def sum_step(parameters, loss, short=""):
+    """Add up a step's gradients, in place, and its loss over all processes; return the loss.
+
+    All travel in one flat tensor: the gradients, for each parameter whether there is one, the
+    loss, whether memory ran out. A parameter without a gradient in any process keeps None.
+    short: how memory ran out here. Raises OutOfMemory in all processes where it did in one: all
+    repeat the step.
+    """
+    if processes()[1] == 1:
+        if short:
+            raise OutOfMemory(short)
+        return loss
+    sizes = [parameter.numel() for parameter in parameters]
+    flat = torch.zeros(sum(sizes) + len(sizes) + 2, device=loss.device)
+    notes = flat[sum(sizes):]
+    if not short:
+        for parameter, part in zip(parameters, flat.split(sizes + [len(notes)])):
+            if parameter.grad is not None:
+                part.copy_(parameter.grad.reshape(-1))
+        has = torch.tensor([float(parameter.grad is not None) for parameter in parameters])
+        if loss.device.type == "cuda":
+            has = has.pin_memory()  # else its copy would be waited for
+        notes[:-2] = has.to(loss.device, non_blocking=True)
+        notes[-2] = loss
+    notes[-1] = float(bool(short))
+    torch.distributed.all_reduce(flat)
+    *has, _, lacking = notes.tolist()  # the one wait for the others
+    if lacking:
+        raise OutOfMemory(short or "out of memory in another process")
+    for parameter, part, some in zip(parameters, flat.split(sizes + [len(notes)]), has):
+        parameter.grad = part.view_as(parameter) if some else None
+    return notes[-2]

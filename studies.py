@@ -536,11 +536,23 @@ def group_table(bert, optimizer):
 
 # ---- memory ------------------------------------------------------------------------------------
 
-def largest_batch(model, seq_len, most=1024):
+def largest_batch(model, seq_len, most=2 ** 20):
     """Return the largest batch of seq_len tokens whose training step fits on the model's GPU.
 
-    Found by real steps (forward, backward, Adam) on doubled, then bisected sizes.
+    Found by real steps (forward, backward, Adam) on doubled, then bisected sizes; afterwards the
+    model is as it was. most: a size that no GPU reaches, so that the search ends.
     """
+    weights = {key: value.cpu().clone() for key, value in model.state_dict().items()}
+    training = model.training
+    try:
+        return largest_that_fits(model, seq_len, most)
+    finally:
+        model.load_state_dict(weights)
+        model.train(training)
+
+
+def largest_that_fits(model, seq_len, most):
+    """Return the largest size, at most `most`, whose `step_fits`."""
     optimizer = helpers.make_optimizer(model, helpers.make_config())
     fits, too_many = 0, most + 1
     while too_many - fits > 1:

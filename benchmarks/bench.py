@@ -115,15 +115,19 @@ def train_trainer(texts, labels, model, folder, **options):
 def train_plain(texts, labels, model, folder):
     """Train by a loop as tutorials have it: every review padded to the limit."""
     import torch
+
+    from runtime import autocast, pick_device
     tokenizer, bert, rows = encoded(texts, labels, model)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = pick_device()
     optimizer = torch.optim.AdamW(bert.train().to(device).parameters(), lr=1e-4)
     order = torch.randperm(len(rows)).tolist()
     for start in range(0, len(rows), BATCH):
         batch = tokenizer.pad([rows[i] for i in order[start:start + BATCH]],
                               padding="max_length", max_length=SEQ_LEN, return_tensors="pt")
         optimizer.zero_grad()
-        bert(**batch.to(device)).loss.backward()
+        with autocast(device, "auto"):  # as all other jobs: in 16 bits on a GPU
+            loss = bert(**batch.to(device)).loss
+        loss.backward()
         torch.nn.utils.clip_grad_norm_(bert.parameters(), 1.0)
         optimizer.step()
 
@@ -270,10 +274,14 @@ def measure(kind, job, n, model, data_dir, cache):
     started = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder, runtime.quiet_transformers():
         counts.update(work(texts, labels, model, folder) or {})
-    if torch.cuda.is_available():
+    on_gpu = torch.cuda.is_available()
+    if on_gpu:
         torch.cuda.synchronize()
-    return dict(counts, seconds=time.perf_counter() - started, examples=len(texts),
-                peak_mb=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+    seconds = time.perf_counter() - started
+    peak = (torch.cuda.max_memory_allocated() / 1024 if on_gpu else
+            resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)  # KiB: of the GPU, of the process
+    return dict({key: int(count) for key, count in counts.items()}, seconds=seconds,
+                examples=len(texts), peak_mb=peak / 1024)
 
 
 def products(model, precision):

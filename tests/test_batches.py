@@ -19,7 +19,7 @@ from helpers import (
     tokenize_all,
 )
 
-CPU = torch.device("cpu")
+CPU, GPU = torch.device("cpu"), torch.device("cuda")
 LENGTHS = st.lists(st.integers(2, 512), min_size=1, max_size=80)
 
 
@@ -59,36 +59,39 @@ def test_micro_batches_split_within_their_limits(lengths, max_count, max_tokens)
     assert flat == sorted(flat, reverse=True)  # the longest first
 
 
-def cheapest(lengths, max_count, max_tokens, launch):
+def cheapest(lengths, max_count, max_tokens, launch, floor):
     """Return the least cost of a split, by trying all of them."""
     ordered = sorted(lengths, reverse=True)
     if not ordered:
         return 0
-    return min(n * ordered[0] + launch + cheapest(ordered[n:], max_count, max_tokens, launch)
+    return min(max(n * ordered[0], floor) + launch
+               + cheapest(ordered[n:], max_count, max_tokens, launch, floor)
                for n in range(1, min(len(ordered), max_count) + 1)
                if n == 1 or n * ordered[0] <= max_tokens)
 
 
 @given(st.lists(st.integers(2, 40), max_size=9), st.integers(1, 10), st.integers(1, 200),
-       st.integers(0, 60))
-def test_no_split_is_cheaper(lengths, max_count, max_tokens, launch):
-    batches = micro_batches(lengths, max_count, max_tokens, launch)
-    cost = sum(len(batch) * max(lengths[i] for i in batch) + launch for batch in batches)
-    assert cost == cheapest(lengths, max_count, max_tokens, launch)
+       st.integers(0, 60), st.integers(0, 200))
+def test_no_split_is_cheaper(lengths, max_count, max_tokens, launch, floor):
+    batches = micro_batches(lengths, max_count, max_tokens, launch, floor)
+    cost = sum(max(len(batch) * max(lengths[i] for i in batch), floor) + launch
+               for batch in batches)
+    assert cost == cheapest(lengths, max_count, max_tokens, launch, floor)
 
 
 def test_micro_batches_by_hand():
     assert micro_batches([5, 9, 5, 1], 4, 100) == [[1], [0, 2], [3]]  # nothing is padded
     assert micro_batches([5, 9, 5, 1], 2, 100, 8) == [[1, 0], [2, 3]]
     assert micro_batches([5, 9, 5, 1], 9, 10, 8) == [[1], [0, 2], [3]]
+    assert micro_batches([5, 9, 5, 1], 9, 100, 0, 100) == [[1, 0, 2, 3]]  # a GPU: one takes as long
     assert micro_batches([], 2, 100) == []
 
 
-@given(LENGTHS, st.data(), st.sampled_from(["cpu", "cuda"]))
-def test_a_full_step_is_split_into_accumulation_parts_at_least(lengths, data, device):
+@given(LENGTHS, st.data())
+def test_a_full_step_is_split_into_accumulation_parts_at_least(lengths, data):
     accumulation = data.draw(st.integers(1, len(lengths)))
     config = make_config(batch_size=len(lengths), accumulation=accumulation, seq_len=512)
-    batches = micro_batches(lengths, *micro_limits(config, torch.device(device)))
+    batches = micro_batches(lengths, *micro_limits(config, CPU))
     assert len(batches) >= accumulation
     assert max(map(len, batches)) <= len(lengths) // accumulation
 
@@ -96,11 +99,11 @@ def test_a_full_step_is_split_into_accumulation_parts_at_least(lengths, data, de
 @given(st.integers(1, 64), st.integers(1, 64), st.integers(3, 512))
 def test_limits_bound_the_memory(batch_size, accumulation, seq_len):
     config = make_config(batch_size=batch_size, accumulation=accumulation, seq_len=seq_len)
-    for device in ("cpu", "cuda"):
-        count, tokens, _ = micro_limits(config, torch.device(device))
-        assert 1 <= count <= max(1, batch_size / accumulation) and tokens <= count * seq_len
-    assert tokens == count * seq_len  # a GPU's memory is bounded by `accumulation` alone
-    assert micro_limits(config, CPU)[1] == min(tokens, helpers.CPU_TOKENS)
+    count, tokens, *_ = micro_limits(config, CPU)
+    assert 1 <= count <= max(1, batch_size / accumulation)
+    assert tokens == min(count * seq_len, helpers.CPU_TOKENS)
+    # A GPU takes what it is given, until memory runs out: `accumulation` bounds nothing there.
+    assert micro_limits(config, GPU)[:3] == (batch_size, batch_size * seq_len, 0)
 
 
 @given(st.lists(st.lists(st.integers(1, 99), min_size=1, max_size=9), min_size=1, max_size=6))

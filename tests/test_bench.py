@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from tools import ROOT, TODAY
+from tools import ROOT, TODAY, load_module
 
 import cpu
 
@@ -139,6 +139,57 @@ def test_the_ceiling_is_the_fastest_product_that_is_fp32(bench, monkeypatch):
         {"slow": takes(2.0), "fast": takes(0.5)}, 100))
     monkeypatch.setattr(bench.time, "perf_counter", lambda: clock[0])
     assert bench.matmul_ceiling("", "fp32") == (200.0, "fast")
+
+
+@pytest.mark.slow
+def test_the_gpus_benchmark_runs_to_its_end_on_a_cpu(tmp_path, monkeypatch, capfd):
+    """Small: every part, with its checks; what only a GPU has is named as not measured."""
+    monkeypatch.setenv("FILIMDB_CACHE", str(tmp_path))
+    bench_gpu = load_module("benchmarks/bench_gpu.py")
+    out = tmp_path / "table.json"
+    assert bench_gpu.main(["--device", "cpu", "--out", str(out), "--n", "48"]) == 0
+    rows = {what: (value, remark) for what, value, remark in json.loads(out.read_text())}
+    for what in ("training", "classifying", "masked LM", "transformers.Trainer, group_by_length"):
+        assert float(rows[what][0].split()[0].replace(",", "")) > 0, rows[what]
+    for what in ("launches and waits a step", "largest batch", "Trainer, flattened"):
+        assert rows[what][0] == "not measured" and rows[what][1]
+    said = capfd.readouterr().out
+    assert "all numbers in bounds" in said and "FAILS" not in said
+    assert all(f"| {what} | {value} |" in said for what, (value, _) in rows.items())
+
+
+def test_a_number_out_of_bounds_fails_the_gpus_benchmark(tmp_path, monkeypatch, capfd):
+    monkeypatch.setenv("FILIMDB_CACHE", str(tmp_path))
+    bench_gpu = load_module("benchmarks/bench_gpu.py")
+
+    def wrong(bench):
+        bench.check("a loss", 0.5, 0.1)
+
+    def broken(bench):
+        raise RuntimeError("no kernel")
+
+    monkeypatch.setattr(bench_gpu, "PARTS", (wrong, broken))
+    assert bench_gpu.main(["--device", "cpu", "--n", "8"]) == 1
+    said = capfd.readouterr().out
+    assert "| a loss | 5.0e-01 | at most 1e-01: FAILS |" in said and "FAILED: a loss, broken" in said
+    assert bench_gpu.main(["--device", "cpu", "--n", "8", "--minutes", "0"]) == 0
+    assert capfd.readouterr().out.count("no time was left") == 2
+
+
+def test_what_travels_is_packed_and_unpacked(tmp_path, monkeypatch, capsys):
+    pack = load_module("benchmarks/pack.py")
+    monkeypatch.setattr(pack, "FOLDER", str(tmp_path))
+    arguments = ["--data", "data/sample", "--model", "data/sample/bert"]
+    pack.main(arguments)
+    pack.main(["--unpack"])
+    import helpers
+    here = helpers.load_filimdb(str(tmp_path / "FILIMDB"), ("train", "dev"))
+    there = helpers.load_filimdb("data/sample", ("train", "dev"))
+    assert here == there
+    assert helpers.load_bert(str(tmp_path / "minilm"))[0].dtype.is_floating_point
+    monkeypatch.setattr(pack, "LIMIT", 1000)
+    with pytest.raises(SystemExit, match="more than 0 MiB"):
+        pack.main(arguments)
 
 
 def bench_arguments(sample):

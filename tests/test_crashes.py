@@ -73,7 +73,7 @@ def fresh(role, *args):
 def begin(folder):
     """Set a fresh process up: one thread, checkpoints at almost every step, a cache of its own."""
     torch.set_num_threads(1)
-    helpers.CHECKPOINT_SECONDS = 0.02
+    helpers.CHECKPOINT_SECONDS, helpers.CHECKPOINT_SHARE = 0.02, 0
     os.environ["FILIMDB_CACHE"] = os.path.join(folder, "cache")
 
 

@@ -320,7 +320,7 @@ def test_a_process_writes_what_main_does(graded, filimdb, tiny_bert, tmp_path):
 OFTEN = """import runpy, sys
 sys.path.insert(0, sys.argv[1])
 import files, helpers
-helpers.CHECKPOINT_SECONDS = 0.1
+helpers.CHECKPOINT_SECONDS, helpers.CHECKPOINT_SHARE = 0.1, 0
 del sys.argv[1]
 runpy.run_path(files.HERE + "/evaluate.py", run_name="__main__")
 """

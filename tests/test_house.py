@@ -12,8 +12,8 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 # A module may import those named here, and whatever these may import.
-ARROWS = {"files": (), "runtime": ("files",), "cpu": ("runtime",),
-          "checkpoints": ("runtime",), "helpers": ("cpu", "checkpoints"),
+ARROWS = {"files": (), "runtime": ("files",), "cpu": ("runtime",), "gpu": ("runtime",),
+          "checkpoints": ("runtime",), "helpers": ("cpu", "gpu", "checkpoints"),
           "effects": ("helpers",), "studies": ("effects", "assignment", "parameters"),
           "figures": ("studies",), "grading": ("helpers",), "evaluate": ("grading",),
           "assignment": (), "pages": ("assignment", "files"), "parameters": ("files",),
@@ -25,7 +25,8 @@ CORE = {"numpy", "torch", "transformers", "tqdm"}
 PINNED = CORE | {"pandas"}
 SLOW = {"matplotlib", "scipy", "sklearn", "IPython", "ipywidgets", "pygments"}
 ALLOWED = {"files": ({"numpy", "tqdm"}, set()), "runtime": (CORE, set()),
-           "cpu": (CORE - {"tqdm"}, set()), "checkpoints": ({"torch", "transformers"}, set()),
+           "cpu": (CORE - {"tqdm"}, set()), "gpu": ({"torch", "transformers"}, set()),
+           "checkpoints": ({"torch", "transformers"}, set()),
            "helpers": (CORE, {"sklearn", "pandas"}), "effects": (PINNED, {"scipy"}),
            "studies": (PINNED, SLOW | {"distributed"}), "figures": (PINNED, SLOW),
            "evaluate": (CORE, set()), "grading": (CORE, set()),
@@ -139,7 +140,7 @@ def test_nobody_imports_tests_benchmarks_or_data():
 def test_no_test_imports_another():
     """What two tests share stands in tools.py and report_tools.py, fixtures in conftest.py."""
     paths = sorted((ROOT / "tests").glob("*.py"))
-    tests = {path.stem for path in paths} - {"tools", "report_tools"}
+    tests = {path.stem for path in paths} - {"tools", "report_tools", "fake_gpu"}
     for path in paths:
         top, late = imports_of(code_of(path))
         assert not roots(top | late) & tests, path.name
@@ -157,7 +158,7 @@ def test_no_module_serves_names_of_another(name):
 
 # ---- the one file to hand in ---------------------------------------------------------------------
 
-PARTS = ("files", "runtime", "cpu", "checkpoints", "helpers", "handin")
+PARTS = ("files", "runtime", "cpu", "gpu", "checkpoints", "helpers", "handin")
 
 
 @pytest.fixture
@@ -207,7 +208,7 @@ def test_what_does_not_fit_in_one_file_is_refused(module, line, told, copied):
     assert told in said and not (copied / "joined.py").exists()
 
 
-@pytest.mark.parametrize("lacking", [PARTS[:4], PARTS[2:3]])
+@pytest.mark.parametrize("lacking", [PARTS[:5], PARTS[2:3], PARTS[3:4]])
 def test_helpers_without_its_siblings_says_what_to_do(lacking, copied):
     for name in lacking:
         (copied / (name + ".py")).unlink()

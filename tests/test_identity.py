@@ -219,7 +219,7 @@ def test_the_precision_that_was_used_is_named_unless_it_is_fp32(tiny_bert, monke
     for able in (True, False):
         monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
         monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: able)  # noqa: B023
-        used = "bf16" if able else "fp32"
+        used = "bf16" if able else "fp16"  # which GPUs of before 2020 multiply in
         for device in ("", "cuda", "cuda:1"):
             assert settings(make_config(device=device)).get("precision", "fp32") == used
             assert key(device=device) == key(precision=used)

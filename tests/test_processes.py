@@ -16,7 +16,7 @@ import runtime
 pytestmark = pytest.mark.slow
 
 SCRIPT = """
-import json, sys
+import collections, json, sys, torch
 import files, helpers, runtime
 from tools import made_up_reviews
 model, out, mode = sys.argv[1:]
@@ -29,16 +29,24 @@ if mode == "budget":
 with runtime.joined_processes():
     rank = runtime.processes()[0]
     open("%s.pid%d" % (out, rank), "w").write(str(__import__("os").getpid()))
-    note = helpers.pretrain(texts, **common) if mode == "plain" else None
+    note = helpers.pretrain(texts, optimizer="adam", weight_decay=0.5,
+                            **common) if mode == "plain" else None
+    exchanges, all_reduce = collections.Counter(), torch.distributed.all_reduce
+    def counted(tensor, *args, **kwargs):
+        exchanges["parameters" if tensor.numel() > 10000 else "numbers"] += 1
+        return all_reduce(tensor, *args, **kwargs)
+    torch.distributed.all_reduce = counted
     params = helpers.train(texts, labels, note, dev=made_up_reviews(30, seed=5), batch_size=12,
                            accumulation=1, **common)
     unseen = made_up_reviews(41, seed=9)[0]
+    exchanges = dict(exchanges, steps=params["history"][-1]["step"])
     predicted = helpers.classify(unseen, params)
     logits = helpers.predict_logits(params["model"], helpers.tokenize_all(
         unseen, params["tokenizer"]), params["tokenizer"], params["config"])
     files.save_json("%s.rank%d" % (out, rank), {
         "history": params["history"], "predicted": predicted, "logits": logits.tolist(),
-        "curve": note and note["curve"]})
+        "curve": note and note["curve"], "exchanges": exchanges, "pooler": note and float(
+            helpers.load_bert(note["path"], "mlm")[0].bert.pooler.dense.weight.detach().norm())})
 """
 
 
@@ -72,10 +80,17 @@ def outcome(count, model, out, mode="plain"):
     return found, printed
 
 
-def test_without_dropout_two_processes_train_pretrain_and_predict_as_one(tiny_bert, tmp_path):
-    [one], _ = outcome(1, tiny_bert, tmp_path / "one")
-    two, printed = outcome(2, tiny_bert, tmp_path / "two")
-    for found in two:
+@pytest.fixture(scope="module")
+def one(tiny_bert, tmp_path_factory):
+    """What one process finds."""
+    return outcome(1, tiny_bert, tmp_path_factory.mktemp("one") / "one")[0][0]
+
+
+@pytest.mark.parametrize("count", [2, 4])
+def test_without_dropout_several_processes_train_pretrain_and_predict_as_one(tiny_bert, tmp_path, one,
+                                                                          count):
+    several, printed = outcome(count, tiny_bert, tmp_path / "several")
+    for found in several:
         assert len(found["history"]) == len(one["history"]) > 20
         for key in ("loss", "grad_norm", "lr", "dev_loss", "train_loss"):
             theirs, ours = ([row[key] for row in some["history"] if key in row]
@@ -85,6 +100,12 @@ def test_without_dropout_two_processes_train_pretrain_and_predict_as_one(tiny_be
             [p["held_out_loss"] for p in one["curve"]], abs=1e-5)
         assert found["predicted"] == one["predicted"]
         assert torch.allclose(torch.tensor(found["logits"]), torch.tensor(one["logits"]), atol=1e-5)
+        # Masked LM gives the pooler no gradient, so no decay either: not even zeros for one.
+        assert found["pooler"] == pytest.approx(one["pooler"], rel=1e-6)
+        # Gradients, loss and flags of a step travel as one; then there is nothing else to exchange.
+        exchanges = found["exchanges"]
+        assert exchanges["parameters"] == exchanges["steps"] == 24
+        assert exchanges.get("numbers", 0) <= 12, "the measurements' logits alone"
     assert "classifying" not in printed[1] and not printed[1].strip(), "the first alone prints"
     assert "training starts from" in printed[0]
 

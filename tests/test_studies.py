@@ -439,6 +439,15 @@ def test_largest_batch_finds_every_limit():
         assert len(asked) == len(set(asked))
 
 
+def test_the_largest_batch_has_no_silent_top_and_leaves_the_model_as_it_was(tiny_bert, monkeypatch):
+    model, _ = helpers.load_bert(tiny_bert)
+    old, true_fits = [p.detach().clone() for p in model.parameters()], studies.step_fits
+    monkeypatch.setattr(studies, "step_fits", lambda model, optimizer, size, seq_len: (
+        size <= 5000 and true_fits(model, optimizer, 1, seq_len)))
+    assert studies.largest_batch(model, 4) == 5000
+    assert all(torch.equal(a, b) for a, b in zip(old, model.parameters())) and not model.training
+
+
 @pytest.fixture
 def stepped(tiny_bert):
     """A model and its optimizer, for step_fits."""

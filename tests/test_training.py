@@ -665,7 +665,7 @@ sys.path[:0] = [{tests!r}]
 import checkpoints, helpers, tools, torch
 from test_training import whole_run
 torch.set_num_threads(1)
-helpers.CHECKPOINT_SECONDS = 0
+helpers.CHECKPOINT_SECONDS = helpers.CHECKPOINT_SHARE = 0
 
 def killed_at(owner, name, calls):
     real, count = getattr(owner, name), [0]

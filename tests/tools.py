@@ -55,10 +55,10 @@ def fill(model, seed=0, std=0.12):
     return model
 
 
-def make_tiny_bert(folder, seed=0):
-    """Write a random BERT (2 layers, hidden size 32) as a folder; return its path."""
+def make_tiny_bert(folder, seed=0, layers=2):
+    """Write a random BERT (hidden size 32) as a folder; return its path."""
     words, folder = tiny_vocabulary(), Path(str(folder))
-    config = {"vocab_size": len(words), "hidden_size": 32, "num_hidden_layers": 2,
+    config = {"vocab_size": len(words), "hidden_size": 32, "num_hidden_layers": layers,
               "num_attention_heads": 2, "intermediate_size": 64, "max_position_embeddings": 512,
               "type_vocab_size": 2, "hidden_act": "gelu", "hidden_dropout_prob": 0.1,
               "attention_probs_dropout_prob": 0.1, "initializer_range": 0.02,
