@@ -16,7 +16,7 @@ ARROWS = {"files": (), "runtime": ("files",), "cpu": ("runtime",),
           "checkpoints": ("runtime",), "helpers": ("cpu", "checkpoints"),
           "effects": ("helpers",), "studies": ("effects", "assignment"), "figures": ("studies",), "evaluate": ("helpers",),
           "assignment": (), "pages": ("assignment", "files"), "parameters": ("files",),
-          "report": ("pages", "parameters"),
+          "index": ("pages",), "plan": ("files",), "report": ("index", "parameters", "plan"),
           "reference": ("evaluate", "studies", "pages"), "handin": ()}
 # Standard library aside, what each may use: at the top, and (slow to import, or not installed
 # everywhere) within functions alone. Modules that notebooks use: the pinned environment only.
@@ -29,7 +29,8 @@ ALLOWED = {"files": ({"numpy", "tqdm"}, set()), "runtime": (CORE, set()),
            "studies": (PINNED, SLOW | {"distributed"}), "figures": (PINNED, SLOW),
            "evaluate": (CORE, set()), "handin": (set(), set()), "assignment": (set(), set()),
            "parameters": ({"nbformat", "yaml"}, set()), "reference": (PINNED | {"yaml"}, SLOW),
-           "pages": ({"nbformat", "nbconvert", "jinja2", "markupsafe", "pygments"}, set()),
+           "pages": ({"nbformat", "nbconvert", "jinja2", "markupsafe"}, set()),
+           "index": ({"markupsafe"}, set()), "plan": ({"nbformat"}, set()),
            "report": ({"nbformat", "papermill", "yaml"}, set())}
 
 
