@@ -49,7 +49,11 @@ def count_groups(path, parameters):
     for cell in nbformat.read(str(path), as_version=4).cells:
         if cell.cell_type != "code" or "parameters" in cell.metadata.get("tags", []):
             continue
-        for node in ast.parse(cell.source).body:
+        try:
+            body = ast.parse(cell.source).body
+        except SyntaxError:  # a magic, or a fault that the run will show
+            continue
+        for node in body:
             for call in calls_of(node):
                 what = ast.dump(call.args[0])
                 try:
@@ -87,10 +91,10 @@ def wanted(out, groups, last):
     sizes = {what: len(keys) for what, keys in last.items()} or groups
     if not sizes:
         return ""
-    said = f"{sum(size or 0 for size in sizes.values())} trials wanted"
     unknown = list(sizes.values()).count(None)
-    if unknown:
-        said += f" and {unknown} group{'s' * (unknown > 1)} that only the run can count"
+    more = f"{unknown} group{'s' * (unknown > 1)} of trials that only the run can count"
+    known = f"{sum(size or 0 for size in sizes.values())} trials"
+    said = " and ".join([known] * (unknown < len(sizes)) + [more] * (unknown > 0)) + " wanted"
     if last:
         keys = [key for some in last.values() for key in some]
         found = seconds_of(out, set(keys))

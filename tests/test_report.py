@@ -181,9 +181,9 @@ def test_index_shows_what_its_pages_show(gallery):
 def test_the_front_page_begins_with_what_was_found(gallery):
     page = Page(gallery[1] / "index.html")
     text = " ".join(page.text.split("</style>")[-1].split())
-    begin = text.index("Model a, fine-tuned on reviews of b")  # as the gallery names them
+    begin = text.index("This run: model a, fine-tuned on reviews of b")  # as the gallery names them
     assert text[begin:].startswith(
-        "Model a, fine-tuned on reviews of b (profile sample): the best accuracy that an answer states is "
+        "This run: model a, fine-tuned on reviews of b (profile sample): the best accuracy that an answer states is "
         "71.5 ± 0.4 % (3 seeds), on all reviews of dev (01, Q1. Is <b>long</b> better?).")
     assert begin < text.index("3a special tokens") < text.index("How long is a review?")
     assert "01_good.html#a1" in page.links and "01_good.html#a2" in page.links
@@ -265,7 +265,7 @@ def test_columns_of_numbers_are_aligned_right_and_texts_left():
     dressed = pages.dress(table)
     assert '<th>a</th><th class="number">n</th>' in dressed and "<td>7</td>" in dressed
     assert dressed.count('class="number"') == 3 and 'tabindex="0"' in dressed
-    odd = "<table><thead><tr><th>a</th></tr></thead><tr><td>1</td><td>2</td></tr></table>"
+    odd = "<table><thead><tr><th>a</th></tr></thead><tr><td>1</td><td>2</td></tr><tr><td>1</td></tr></table>"
     assert odd in pages.dress(odd) and pages.dress("<pre>x</pre>") == '<pre tabindex="0">x</pre>'
 
 
@@ -282,7 +282,7 @@ study.run("later", lr=lrs)"""
 
 
 def test_trials_are_counted_from_the_source(tmp_path):
-    h.write_notebook(tmp_path, "01_x", h.PARAMETERS, GROUPS, 'for n in lrs:\n    study.run(f"{n} labels")')
+    h.write_notebook(tmp_path, "01_x", h.PARAMETERS, "%time 1", GROUPS, 'for n in lrs:\n    study.run(f"{n} labels")')
     groups = plan.count_groups(tmp_path / "01_x.ipynb", {"seeds": [0, 1, 2], "lrs": [3, 4]})
     sizes = [groups.pop(what) for what in ("one", "grid", "few", "all", "later")]
     assert sizes == [3, 18, 2, 12, None] and list(groups.values()) == [None]
@@ -297,7 +297,7 @@ def test_the_log_says_what_is_wanted_there_and_left(tmp_path):
     groups = {"one": 3, "grid": 6, "later": None}
     assert plan.wanted(tmp_path, {}, {}) == "" == plan.progress(tmp_path, "01", groups)
     assert plan.wanted(tmp_path, groups, {}) == (
-        "9 trials wanted and 1 group that only the run can count, 0 in the store")
+        "9 trials and 1 group of trials that only the run can count wanted, 0 in the store")
     keep_trial(tmp_path, "a", 10)
     assert plan.wanted(tmp_path, {"one": 3}, {}) == "3 trials wanted"  # it may have some
     assert plan.wanted(tmp_path, groups, {"one": ["a", "b"]}) == "2 trials wanted, 1 in the store"
