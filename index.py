@@ -29,7 +29,8 @@ def commit_of():
                 for command in ("rev-parse --short HEAD", "status --porcelain -uno")]
     except (OSError, subprocess.SubprocessError):
         return ""
-    changed = ", ".join(line[3:] for line in said[1].splitlines())
+    names = [line[3:] for line in said[1].splitlines()]
+    changed = ", ".join(names[:6]) + f" and {len(names) - 6} more" * (len(names) > 6)
     return said[0].strip() + f" (changed since: {changed})" * bool(changed)
 
 
@@ -54,8 +55,7 @@ def summarize(status):
              "commit": [row["commit"] for row in rows if row.get("commit")],
              **{"checksum of " + key: [run[key][:12] for run in runs]
                 for key in ("data", "weights")}}
-    return {"verdicts": Counter(row["verdict"] or "without an expectation" for one in rows
-                                for row in one.get("answers", ())),
+    return {"verdicts": Counter(row["verdict"] for one in rows for row in one.get("answers", ())),
             "sizes": {key: spread([run[key] for run in trained]) for key in (
                 "n_train", "n_dev", "seeds")} if trained else {},
             "smallest": spread([run["smallest"] for run in trained],

@@ -112,7 +112,7 @@ def test_page_head_and_contents(gallery):
                      page.text.replace("\n", ""))
     assert 'id="show-code"' in page.source and "how long" not in page.text
     assert "¶" not in page.text
-    assert page.tags.count("article") == 1 and ".highlight .k" in page.source
+    assert page.tags.count("article") == 1 and ".highlight :is(.k," in page.source
 
 
 @pytest.mark.slow
@@ -188,7 +188,7 @@ def test_the_front_page_begins_with_what_was_found(gallery):
     assert begin < text.index("3a special tokens") < text.index("How long is a review?")
     assert "01_good.html#a1" in page.links and "01_good.html#a2" in page.links
     assert {"a1", "a2"} <= set(Page(gallery[1] / "01_good.html").ids)
-    assert '#a' not in Page(gallery[1] / "02_fails.html").text
+    assert "#a1" not in Page(gallery[1] / "02_fails.html").links
 
 
 @pytest.mark.slow
@@ -210,7 +210,8 @@ def test_the_front_page_says_what_matters_in_order(gallery):
     text = " ".join(Page(gallery[1] / "index.html").text.split("</style>")[-1].split())
     parts = [
         "3a special tokens",
-        "Of 2 answers, of what was expected: 1 supported, 0 contradicted, 0 undecided, 1 without an expectation.",
+        "2 answers: what was expected is supported by 1, contradicted by 0 and left undecided by 0, for which the "
+        "run is too small; 1 expected nothing.",
         "Its pages train on 320 reviews, measure on 200 of dev and use 3 seeds. So a difference between two "
         "methods of about 4.0 points is seen four times in five",
         "hardware an abacus", "checksum of data dddddddddddd", "checksum of weights eeeeeeeeeeee",
@@ -219,7 +220,7 @@ def test_the_front_page_says_what_matters_in_order(gallery):
     places = [text.index(part) for part in parts]
     assert places[:-1] == sorted(places[:-1]) and places[-1] > places[-2]
     assert re.search(r"How long is a review\?.*? ok 2 1\.5 min 0\.\d min", text), "what its trials took"
-    assert re.search(r"Total 2 1\.5 min ", text)
+    assert re.search(r"Total ?2 1\.5 min ", text)
     page = Page(gallery[1] / "01_good.html")
     assert "index.html#leaks" in page.links and "leaks" in Page(gallery[1] / "index.html").ids
 
