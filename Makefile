@@ -6,6 +6,8 @@ PYTHON ?= python3
 VENV := .venv/bin/python
 VENV19 := .venv-2019/bin/python
 PROFILE ?= sample
+# A file of tests stays with one worker: what it makes once is not made twice.
+PYTEST := -m pytest -q -n 2 --dist loadfile
 # The sample's tiny BERT keeps one core busy, a real one all of them.
 JOBS ?= $(if $(filter sample,$(PROFILE)),2,1)
 export HF_HUB_DISABLE_TELEMETRY = 1
@@ -37,16 +39,16 @@ classifier:  ## one file to hand in: build/classifier.py
 	$(PYTHON) handin.py build/classifier.py
 
 test: .venv/ready-dev  ## the quick tests on today's stack
-	$(VENV) -m pytest tests -q -m "not slow"
+	$(VENV) $(PYTEST) tests -m "not slow"
 
 test-all: .venv/ready-dev  ## all tests on today's stack: kernels, kills, full disks, whole pages too
-	$(VENV) -m pytest tests -q
+	$(VENV) $(PYTEST) tests
 
 test-2019: .venv-2019/ready  ## all tests on the pinned stack of 2019 (needs Python 3.7)
-	$(VENV19) -m pytest tests -q
+	$(VENV19) $(PYTEST) tests
 
 soak: .venv/ready-dev  ## all tests with full counts: kills, simulations, all real reviews
-	SOAK=1 $(VENV) -m pytest tests -q
+	SOAK=1 $(VENV) $(PYTEST) tests
 
 lint: .venv/ready-dev  ## ruff (code and notebooks), vermin (calls that Python 3.7 lacks)
 	$(VENV) -m ruff check .

@@ -458,7 +458,7 @@ def resume(path, model, optimizer):
     if state["optimizer"]:  # a finished run needs it no more
         optimizer.load_state_dict(state["optimizer"])
     step = state["history"][-1]["step"]
-    say(f"goes on from the checkpoint after step {step}")
+    say(f"resuming from the checkpoint at step {step}")
     return step, state["history"], state["seconds"]
 
 

@@ -33,7 +33,7 @@ import time
 
 def stopped(number):
     """Say in one line how to go on after a signal; return the exit code."""
-    print("evaluate.py: interrupted; the same command goes on from the last checkpoint",
+    print("evaluate.py: interrupted; the same command resumes from the last checkpoint",
           file=sys.stderr, flush=True)
     return 128 + number
 

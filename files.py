@@ -103,7 +103,7 @@ def writing(path, size):
             room = f"{shutil.disk_usage(os.path.dirname(os.path.abspath(path))).free:,}"
         raise InputError(f"{path}: cannot be written ({error.strerror or one_line(error)}): it "
                          f"needs {size:,} bytes, {room} are free; make room or name another "
-                         f"place; what was there is intact") from None
+                         f"place; the old file is unchanged") from None
 
 
 def write_atomically(path, data):

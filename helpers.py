@@ -494,24 +494,15 @@ def load_bert(model=None, head="classifier", dropout=0.1, attention_dropout=0.1,
         raise InputError(f"model {name!r}: no such folder; give one that holds config.json, "
                          f"vocab.txt and pytorch_model.bin")
     with quiet_transformers():
-        entries = attempt("config.json", name, config_entries, folder)
-        check_entries(entries, BERT_SETTINGS["only"], f"model {name!r}: its config.json")
-        check_activation(entries, name)
-        config = attempt("config.json", name, BertConfig.from_dict, {
-            key: value for key, value in entries.items()
-            if key not in BERT_SETTINGS["left out"] and key not in BERT_SETTINGS["only"]})
+        config = read_config(name, folder)
         config.hidden_dropout_prob, config.num_labels = dropout, num_labels
         config.attention_probs_dropout_prob = attention_dropout
-        loader = HEADS[head]
-        bert, info = attempt("weights", name, loader.from_pretrained, folder, config=config,
+        bert, info = attempt("weights", name, HEADS[head].from_pretrained, folder, config=config,
                              output_loading_info=True)
         tokenizer = attempt("vocab.txt", name, BertTokenizer.from_pretrained, folder,
                             do_lower_case=True)
     new = new_layers(bert, info, folder, name)
-    unused = [key for key in info["unexpected_keys"] if re.match(r"classifier\b", key)]
-    if head == "classifier" and not WEIGHTS_ONLY:  # transformers 2.1 names no key outside "bert."
-        unused = "BertForSequenceClassification" in (getattr(config, "architectures", 0) or [])
-    if unused:
+    if leaves_classifier(head, config, info):
         warn(f"model {name!r} holds a trained classifier, which is not taken; load_classifier or "
              f"--load takes one that save_classifier or --save wrote")
     check_tokenizer(tokenizer, config, name)
@@ -524,6 +515,23 @@ def load_bert(model=None, head="classifier", dropout=0.1, attention_dropout=0.1,
         fill_new(bert, ["classifier.weight", "classifier.bias"], seed)
     use_own_dropout(bert)
     return bert.float().eval(), tokenizer
+
+
+def read_config(name, folder):
+    """Return the folder's config.json as BertConfig; raise InputError for what is not followed."""
+    entries = attempt("config.json", name, config_entries, folder)
+    check_entries(entries, BERT_SETTINGS["only"], f"model {name!r}: its config.json")
+    check_activation(entries, name)
+    left_out = set(BERT_SETTINGS["left out"]) | set(BERT_SETTINGS["only"])
+    return attempt("config.json", name, BertConfig.from_dict, {
+        key: value for key, value in entries.items() if key not in left_out})
+
+
+def leaves_classifier(head, config, info):
+    """Say whether the folder has a trained classifier that loading with this head left out."""
+    if head == "classifier" and not WEIGHTS_ONLY:  # transformers 2.1 names no key outside "bert."
+        return "BertForSequenceClassification" in (getattr(config, "architectures", 0) or [])
+    return any(re.match(r"classifier\b", key) for key in info["unexpected_keys"])
 
 
 def fill_new(model, names, seed):
@@ -893,6 +901,34 @@ def start(config, head, content):
     return model.to(pick_device(config.device)), tokenizer, key
 
 
+def check_dev(dev, n_eval):
+    """Return (texts, label_ids, n_eval) of the reviews held out, ([], 0, 0) for none."""
+    if not dev:
+        return [], 0, 0
+    if isinstance(dev, str) or len(dev) != 2:
+        raise InputError("dev must be (texts, labels): of a Part, part[1:]")
+    texts, label_ids = check_texts(*dev)
+    if not texts or len(texts) != len(label_ids) or n_eval < 1:
+        raise InputError("dev must be (texts, labels), not empty, and n_eval 1 or more")
+    return texts, label_ids, n_eval
+
+
+def learning_curve(parts, n_eval, tokenizer, config):
+    """Return evaluate(model), a curve's point: {"train_loss", "train_accuracy", "dev_loss", ...}.
+
+    parts: name -> (texts, label_ids); about n_eval reviews of each, evenly spread, are measured.
+    """
+    measured = {}
+    for name, (texts, label_ids) in parts.items():
+        every = math.ceil(len(texts) / n_eval)
+        measured[name] = prepare(texts[::every], tokenizer, config), label_ids[::every]
+
+    def evaluate(model):
+        return {f"{name}_{key}": value for name, (tokens, label_ids) in measured.items()
+                for key, value in measure(model, tokens, label_ids, tokenizer, config).items()}
+    return evaluate
+
+
 @exclusive
 def train(texts, labels, pretrain_params=None, dev=None, n_eval=500, log_dir="", save_as="",
           hold=False, **overrides):
@@ -912,32 +948,21 @@ def train(texts, labels, pretrain_params=None, dev=None, n_eval=500, log_dir="",
         config = dataclasses.replace(config, model=pretrained_folder(pretrain_params))
         say(f"training starts from {describe(pretrain_params)}")
     texts, label_ids = check_texts(texts, labels)
-    if dev and (isinstance(dev, str) or len(dev) != 2):
-        raise InputError("dev must be (texts, labels): of a Part, part[1:]")
     if len(set(label_ids)) < 2:
         raise InputError("the training reviews do not carry both labels, neg and pos")
-    curves = {"train": (texts, label_ids), "dev": check_texts(*dev)} if dev else {}
-    measured = curves.get("dev", ([], 0)) + (n_eval if dev else 0,)
+    dev_texts, dev_ids, n_eval = check_dev(dev, n_eval)
     with torch.random.fork_rng():  # whoever calls keeps their own random stream
         model, tokenizer, key = start(config, "classifier", itertools.chain(
-            [label_ids, measured[1:]], map(utf8, texts + measured[0])))
-        for name, (some, ids) in curves.items():
-            if not some or len(some) != len(ids) or n_eval < 1:
-                raise InputError("dev must be (texts, labels), not empty, and n_eval 1 or more")
-            every = math.ceil(len(some) / n_eval)
-            curves[name] = prepare(some[::every], tokenizer, config), ids[::every]
-
-        def evaluate(model):
-            return {f"{name}_{key}": value for name, (some, ids) in curves.items()
-                    for key, value in measure(model, some, ids, tokenizer, config).items()}
-
+            [label_ids, (dev_ids, n_eval)], map(utf8, texts + dev_texts)))
+        evaluate = learning_curve({"train": (texts, label_ids), "dev": (dev_texts, dev_ids)},
+                                  n_eval, tokenizer, config) if dev else None
         per_epoch = math.ceil(len(texts) / config.batch_size)
         batches = classifier_batches(prepare(texts, tokenizer, config), label_ids, config,
                                      tokenizer, next(model.parameters()).device)
         run = os.path.join(cache_dir("runs"), key + ".checkpoint")
         with locked_checkpoint(run):
             history = fit(model, batches, config.epochs * per_epoch, per_epoch,
-                          classifier_forward, config, evaluate if dev else None, run, log_dir)
+                          classifier_forward, config, evaluate, run, log_dir)
     if not hold:
         remove_if_there(run)
     elif not processes()[0]:

@@ -98,7 +98,8 @@ class Study:
         """Run the trials of a list of settings (dicts) and return them as a table.
 
         With FILIMDB_STORED in the environment (report.py --stored) nothing is trained: the table
-        holds the trials that the store has, and a line says how many it lacks.
+        holds the trials that the store has, a line says how many it lacks, and a store that has
+        none of them is refused.
         """
         run = stored_trials if os.environ.get("FILIMDB_STORED") else run_trials
         grid = [dict(self.settings, **point) for point in points]
@@ -344,10 +345,16 @@ def run_trials(grid, train_part, dev_part, store, what="trials", scheduler=""):
 
 
 def stored_trials(grid, train_part, dev_part, store, what="trials"):
-    """Return the rows of the trials of a grid that the store has; say how many it lacks."""
+    """Return the rows of the trials of a grid that the store has; say how many it lacks.
+
+    Raises InputError where it has none of them: there is nothing to judge.
+    """
     names = (trial_key(helpers.make_config(**overrides), train_part, dev_part)
              for overrides in grid)
     rows = [read_row(os.path.join(store, name + ".json")) for name in names]
+    if rows.count(None) == len(rows):
+        raise InputError(f"{what}: none of the {len(rows)} trials is in the store {store}; "
+                         f"report.py without --stored runs them")
     if None in rows:
         files.say(f"{what}: {rows.count(None)} of {len(rows)} trials are not in the store and "
                   f"were not run; what follows is of the others")

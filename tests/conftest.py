@@ -1,5 +1,6 @@
 """Fixtures of all tests: a tiny BERT, made-up reviews, a cache of their own, one thread."""
 import os
+import shutil
 import signal
 
 import pytest
@@ -46,6 +47,19 @@ def two_threads():
 def tiny_bert(tmp_path_factory):
     """The folder of a tiny random BERT, the same on both stacks."""
     return make_tiny_bert(tmp_path_factory.mktemp("models") / "tiny")
+
+
+@pytest.fixture
+def folder(tiny_bert, tmp_path):
+    """A copy of the tiny BERT, to be changed in place."""
+    return shutil.copytree(tiny_bert, str(tmp_path / "bert"))
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    """The folder of a cache that only this test uses."""
+    monkeypatch.setenv("FILIMDB_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
 
 
 @pytest.fixture(scope="session")

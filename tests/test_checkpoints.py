@@ -16,12 +16,6 @@ QUICK = dict(seq_len=16, epochs=1, batch_size=8, lr=1e-3)
 DAY = 86400
 
 
-@pytest.fixture
-def cache(monkeypatch, tmp_path):
-    monkeypatch.setenv("FILIMDB_CACHE", str(tmp_path / "cache"))
-    return tmp_path / "cache"
-
-
 def leave(cache, name, days, size=3 * 2 ** 20):
     """Leave a file of an age in the cache; return its path."""
     path = cache / name
@@ -98,7 +92,7 @@ def test_a_training_holds_its_checkpoint_and_goes_on_from_an_old_one(work, cache
     capsys.readouterr()
     begin(work, tiny_bert)
     out = capsys.readouterr().out
-    assert "goes on from the checkpoint after step 2" in out and "stopped runs" not in out
+    assert "resuming from the checkpoint at step 2" in out and "stopped runs" not in out
 
 
 def test_a_disk_without_locks_serves_one_process(tmp_path, monkeypatch):

@@ -120,7 +120,7 @@ def kill_learning(kind, folder, moments, seed):
         with open(log + str(i)) as file:
             said = file.read()
         with open(log + "%d.json" % i) as one, open(log + ".json") as two:
-            rows.append([killed, "goes on from the checkpoint" in said, one.read() == two.read()])
+            rows.append([killed, "resuming from the checkpoint" in said, one.read() == two.read()])
     print(json.dumps([seconds, rows]))
 
 
@@ -210,17 +210,17 @@ def test_a_stopped_grading_says_so_in_one_line_and_goes_on(grade, expected, tmp_
     for where, calls, number in STAGES:
         code, said, err = run_signalled("evaluate.py", where, calls, number, *argv)
         assert (code, err.count("\n")) == (128 + number, 1), (where, calls, said, err)
-        assert err.startswith("evaluate.py: interrupted; the same command goes on"), err
+        assert err.startswith("evaluate.py: interrupted; the same command resumes"), err
         assert not (tmp_path / "preds.tsv").exists() and "Traceback" not in said
-        if at and ("goes on from the checkpoint" in said or where == "helpers.predict_logits"):
-            assert f"goes on from the checkpoint after step {at}\n" in said, "nothing was lost"
+        if at and ("resuming from the checkpoint" in said or where == "helpers.predict_logits"):
+            assert f"resuming from the checkpoint at step {at}\n" in said, "nothing was lost"
         if "interrupted at step " in said:
             at = int(said.split("interrupted at step ")[1].split()[0])
             assert at > 3 or where != "helpers.summed_loss" or calls < 5
         at = 18 if where == "helpers.predict_logits" else at  # the training is done, and kept
     capsys.readouterr()
     assert evaluate.main(argv) == 0
-    assert "goes on from the checkpoint after step 18\n" in capsys.readouterr().out
+    assert "resuming from the checkpoint at step 18\n" in capsys.readouterr().out
     assert (tmp_path / "preds.tsv").read_bytes() == expected
     assert not list((tmp_path / "cache" / "runs").iterdir())
 

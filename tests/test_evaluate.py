@@ -340,7 +340,7 @@ def test_sigterm_saves_the_work(filimdb, tiny_bert, tmp_path, monkeypatch, capsy
         out, err = process.communicate(timeout=300)
     assert process.returncode == 143
     assert err.decode("utf-8") == (
-        "evaluate.py: interrupted; the same command goes on from the last checkpoint\n")
+        "evaluate.py: interrupted; the same command resumes from the last checkpoint\n")
     assert b"training interrupted at step" in out and not (tmp_path / "preds.tsv").exists()
     assert len(list((tmp_path / "cache" / "runs").iterdir())) == 1
 

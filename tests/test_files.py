@@ -1,12 +1,15 @@
 """Files that are whole or not there, checksums, seeds, and where the cache is."""
 import json
 import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from tools import ROOT
 
 import files
 import runtime
@@ -57,6 +60,31 @@ def test_whoever_reads_the_old_reads_on(tmp_path):
         with open_atomically(str(path)) as file:
             file.write("new")
         assert reader.read() == "old" and path.read_text() == "new"  # another file, not another text
+
+
+def test_a_locked_folder_keeps_its_blocks_errors_and_is_free_after(tmp_path):
+    with pytest.raises(OSError, match="of the block"), files.folder_lock(str(tmp_path)):
+        raise OSError("of the block")
+    with files.folder_lock(str(tmp_path)):  # an error freed it
+        pass
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match="cannot be written"), \
+            files.folder_lock(str(tmp_path / "file")):
+        pytest.fail("a file was locked as a folder")
+
+
+def test_whoever_comes_second_to_a_locked_folder_says_so_and_waits(tmp_path):
+    code = ("import files, sys, time\nwith files.folder_lock(sys.argv[1]):\n"
+            "    print('in', flush=True)\n    sys.stdin.read()")
+    first = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], cwd=str(ROOT),
+                             stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert first.stdout.readline() == b"in\n"
+    second = subprocess.Popen([sys.executable, "-u", "-c", code, str(tmp_path)], cwd=str(ROOT),
+                              stdin=subprocess.DEVNULL, stdout=subprocess.PIPE)
+    assert b"another process is at work there; waiting" in second.stdout.readline()
+    assert second.poll() is None
+    first.communicate()
+    assert second.communicate()[0] == b"in\n" and second.returncode == 0
 
 
 def test_json_is_written_whole(tmp_path):

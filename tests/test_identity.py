@@ -29,18 +29,6 @@ TRAIN, DEV = make_part(16), make_part(10, 3)
 SMALL = dict(seq_len=16, epochs=1, batch_size=8, accumulation=1, keep="head", device="cpu")
 
 
-@pytest.fixture
-def folder(tiny_bert, tmp_path):
-    """A copy of the tiny BERT, to be changed in place."""
-    return shutil.copytree(tiny_bert, str(tmp_path / "bert"))
-
-
-@pytest.fixture
-def cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("FILIMDB_CACHE", str(tmp_path / "cache"))
-    return tmp_path / "cache"
-
-
 def write(name, entries):
     return lambda folder: files.save_json(os.path.join(folder, name), entries)
 

@@ -37,10 +37,9 @@ TUNING = dict(seq_len=32, batch_size=8, accumulation=1, epochs=1, lr=1e-3, devic
 
 
 @pytest.fixture
-def cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("FILIMDB_CACHE", str(tmp_path / "cache"))
+def cache(cache, monkeypatch):
     monkeypatch.setattr(helpers, "EVALUATIONS", 4)
-    return tmp_path / "cache"
+    return cache
 
 
 def state_of(folder):
@@ -504,7 +503,7 @@ def test_interrupted_pretraining_goes_on_bit_for_bit(cache, tiny_bert, monkeypat
                 pretrain(TEXTS, model=tiny_bert, freeze=freeze, **QUICK)
     capsys.readouterr()
     resumed = pretrain(TEXTS, model=tiny_bert, freeze=freeze, **QUICK)
-    assert "goes on from the checkpoint after step" in capsys.readouterr().out
+    assert "resuming from the checkpoint at step" in capsys.readouterr().out
     assert resumed["path"] != undisturbed["path"]
     for key, value in state_of(resumed["path"]).items():
         assert torch.equal(value, expected[key]), key

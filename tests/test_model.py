@@ -4,7 +4,6 @@ What is refused stands in test_bad_input.py.
 """
 import json
 import os
-import shutil
 
 import pytest
 import torch
@@ -18,13 +17,6 @@ import runtime
 from checkpoints import save_bert, weights_digest
 from files import InputError
 from helpers import load_bert, pad
-
-
-@pytest.fixture
-def folder(tiny_bert, tmp_path):
-    """A copy of the tiny BERT, to be spoilt."""
-    return shutil.copytree(tiny_bert, str(tmp_path / "copy"))
-
 
 # ---- what is loaded ----------------------------------------------------------------------------
 

@@ -266,6 +266,18 @@ def undisturbed(grid, tmp_path_factory):
     return names_in(store), list(map(core, rows))
 
 
+def test_stored_trials_are_shown_and_none_is_run(grid, runs, tmp_path, capsys):
+    with pytest.raises(InputError, match=r"rates: none of the 4 trials is in the store \S+; rep"):
+        studies.stored_trials(grid, TRAIN, DEV, str(tmp_path), "rates")
+    rows = studies.run_trials(grid[1:3], TRAIN, DEV, str(tmp_path))
+    del runs[:]
+    capsys.readouterr()
+    assert studies.stored_trials(grid, TRAIN, DEV, str(tmp_path), "rates") == rows
+    assert capsys.readouterr().out.startswith("rates: 2 of 4 trials are not in the store")
+    assert studies.stored_trials(grid[1:3], TRAIN, DEV, str(tmp_path)) == rows
+    assert capsys.readouterr().out == "" and runs == []
+
+
 @pytest.mark.slow
 def test_two_processes_share_a_store(start, grid, undisturbed, tmp_path):
     store = tmp_path / "store"

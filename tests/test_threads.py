@@ -21,9 +21,7 @@ QUICK = dict(seq_len=32, epochs=4, batch_size=8, accumulation=1, lr=1e-3, dropou
 LIMIT = 240  # seconds: a deadlock fails instead of hanging
 
 
-@pytest.fixture(autouse=True)
-def cache(monkeypatch, tmp_path):
-    monkeypatch.setenv("FILIMDB_CACHE", str(tmp_path / "cache"))
+pytestmark = pytest.mark.usefixtures("cache")
 
 
 def outcome(model, seed):

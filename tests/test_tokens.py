@@ -172,12 +172,6 @@ class Slow:
         return getattr(self.tokenizer, name)
 
 
-@pytest.fixture
-def cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("FILIMDB_CACHE", str(tmp_path / "cache"))
-    return tmp_path / "cache"
-
-
 @pytest.mark.parametrize("kind", [lambda tokenizer: tokenizer, Slow])
 def test_all_at_once_is_one_by_one(cache, sample, reviews, tokenizer, kind):
     texts = reviews[0] + helpers.read_lines(os.path.join(sample, "dev-b.texts")) * 4  # > 2 chunks

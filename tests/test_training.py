@@ -56,10 +56,9 @@ def timeless(history):
 
 
 @pytest.fixture
-def cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("FILIMDB_CACHE", str(tmp_path / "cache"))
+def cache(cache, monkeypatch):
     monkeypatch.setattr(helpers, "EVALUATIONS", 8)
-    return tmp_path / "cache"
+    return cache
 
 
 # ---- schedule ----------------------------------------------------------------------------------
@@ -484,7 +483,7 @@ def test_an_interrupted_run_goes_on_bit_for_bit(cache, tiny_bert, monkeypatch, c
         capsys.readouterr()
         resumed = whole_run(tiny_bert)
         if name == "sample_of_step":
-            assert f"goes on from the checkpoint after step {calls - 1}\n" in capsys.readouterr().out
+            assert f"resuming from the checkpoint at step {calls - 1}\n" in capsys.readouterr().out
         assert timeless(resumed["history"]) == timeless(undisturbed["history"]), (name, calls)
         assert weights_digest(resumed["model"]) == weights_digest(undisturbed["model"])
         assert not list((cache / "runs").glob("*"))
@@ -513,9 +512,9 @@ def test_a_run_with_a_learning_curve_is_another_run(cache, tiny_bert, monkeypatc
     capsys.readouterr()
     train(TEXTS, LABELS, model=tiny_bert, **dict(SHORT, epochs=2))
     train(TEXTS, LABELS, dev=(TEXTS[:8], LABELS[:8]), model=tiny_bert, **dict(SHORT, epochs=2))
-    assert "goes on from the checkpoint after" not in capsys.readouterr().out
+    assert "resuming from the checkpoint at" not in capsys.readouterr().out
     whole_run(tiny_bert)
-    assert "goes on from the checkpoint after" in capsys.readouterr().out
+    assert "resuming from the checkpoint at" in capsys.readouterr().out
 
 
 def test_other_settings_texts_or_weights_are_no_resumption(cache, tiny_bert, tmp_path, monkeypatch,
@@ -532,9 +531,9 @@ def test_other_settings_texts_or_weights_are_no_resumption(cache, tiny_bert, tmp
     whole_run(tiny_bert, lr=2e-3)
     train(TEXTS[::-1], LABELS[::-1], model=tiny_bert, **dict(SHORT, epochs=2))
     train(TEXTS, LABELS[1:] + LABELS[:1], model=tiny_bert, **dict(SHORT, epochs=2))
-    assert "goes on from the checkpoint" not in capsys.readouterr().out
+    assert "resuming from the checkpoint" not in capsys.readouterr().out
     whole_run(tiny_bert)
-    assert "goes on from the checkpoint after step 3\n" in capsys.readouterr().out
+    assert "resuming from the checkpoint at step 3\n" in capsys.readouterr().out
 
 
 def test_a_damaged_checkpoint_is_set_aside(cache, tiny_bert, monkeypatch, capsys):
@@ -547,7 +546,7 @@ def test_a_damaged_checkpoint_is_set_aside(cache, tiny_bert, monkeypatch, capsys
     path.write_bytes(path.read_bytes()[:-1] + b"\0\0")
     again = whole_run(tiny_bert)
     out = capsys.readouterr().out
-    assert "set aside" in out and "goes on from the checkpoint" not in out
+    assert "set aside" in out and "resuming from the checkpoint" not in out
     assert weights_digest(again["model"]) == weights_digest(undisturbed["model"])
 
 
@@ -591,7 +590,7 @@ def test_killed_runs_go_on_from_their_last_checkpoint(cache, tiny_bert):
                           check=False)
     assert done.returncode == 0, done.stderr
     assert f"weights {weights_digest(undisturbed['model'])}\n" in done.stdout
-    steps = [int(line.split()[-1]) for line in done.stdout.split("\n") if "goes on from" in line]
+    steps = [int(line.split()[-1]) for line in done.stdout.split("\n") if "resuming from" in line]
     assert len(steps) == 2 and 0 < steps[0] < steps[1], done.stdout
     assert "files 1\n" in done.stdout and signal.SIGKILL == 9
 
