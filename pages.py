@@ -12,7 +12,7 @@ from nbconvert import preprocessors
 from nbconvert.filters import Highlight2HTML, ansi2html, markdown2html, strip_ansi
 
 import files
-from assignment import first_sentence, points_named
+from assignment import first_sentence, one_line, points_named
 
 ROOT = Path(__file__).resolve().parent
 # Of a progress bar only the last state: a function in nbconvert 5.6, a class in 7.
@@ -135,6 +135,7 @@ def take_notes(nb):
 # What a code cell is for, by what it holds; the others are the lesson, and open.
 SIDE_LINES = (("imports", r"(?m)^(?:import|from) "), ("set-up", r"\bStudy\("),
               ("answer", r"\bstudy\.(?:answer|summary)\("),
+              ("source", r"^figures\.show_source\("),
               ("figure", r"\bfigures\.(?:new_figure|save|same_limits|label_ends)\b|\baxes\["))
 
 
@@ -201,6 +202,6 @@ def write_page(out, titles, name, row, nb, given, log=""):
 
 environment = Environment(loader=FileSystemLoader(str(ROOT)), autoescape=True)
 environment.filters.update(show_error=show_error, highlight=Highlight2HTML(), dress=dress,
-                           first_sentence=first_sentence)
+                           one_line=one_line)
 environment.globals.update(python=platform.python_version())
 TEMPLATE = environment.get_template("report.html.j2")

@@ -14,9 +14,15 @@ import files
 
 SAFE = {function.__name__: function for function in (
     dict, enumerate, len, list, max, min, range, round, set, sorted, sum, tuple, zip)}
-# What a grid is made of beside parameters: as many points as studies.product has.
-STUDIES = types.SimpleNamespace(
-    product=lambda seeds, **axes: [{} for _ in itertools.product(seeds, *axes.values())])
+
+
+def product(seeds, **axes):
+    """Return the grid of studies.product, without its torch."""
+    return [dict(zip(axes, values), seed=seed)
+            for *values, seed in itertools.product(*axes.values(), seeds)]
+
+
+STUDIES = types.SimpleNamespace(product=product)
 
 
 def evaluate(node, names):

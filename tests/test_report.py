@@ -277,7 +277,7 @@ study.run("one")
 a = study.run("grid", lr=lrs, words=[*ks, 0], epochs=2)
 b = study.run("few", seeds=seeds[:1], lr=sorted({*lrs}))
 points = studies.product(seeds, lr=lrs)
-study.run_all("all", [dict(point, lr=1) for point in points for _ in range(2)])
+study.run_all("all", [dict(point, lr=point["lr"] + point["seed"]) for point in points for _ in range(2)])
 lrs = measured()
 study.run("later", lr=lrs)"""
 
