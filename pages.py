@@ -78,12 +78,14 @@ def align(match):
     head, end, body = match.group().partition("</thead>")
     rows = [[NUMBER.fullmatch(cell[2]) for cell in CELL.findall(row)]
             for row in body.split("<tr")[1:]]
-    columns = [all(column) for column in zip(*rows)] if len({*map(len, rows)}) == 1 else []
+    # From the last column on: a row's first cells may belong to several rows.
+    columns = [all(column) for column in zip(*(row[::-1] for row in rows))][::-1]
 
     def mark(row):
-        cells = iter(columns if len(CELL.findall(row)) == len(columns) else ())
-        return CELL.sub(lambda cell: '<{0}{1}{2}>{3}</{0}>'.format(
-            cell.group(1), cell.group(2), ' class="number"' * next(cells, False), cell.group(3)),
+        others = len(CELL.findall(row)) - len(columns)
+        kinds = iter([False] * others + columns) if others >= 0 else iter(())
+        return CELL.sub(lambda cell: "<{0}{1}{2}>{3}</{0}>".format(
+            cell.group(1), cell.group(2), ' class="number"' * next(kinds, False), cell.group(3)),
             row)
 
     text = "<tr".join(mark(row) for row in (head + end + body).split("<tr"))

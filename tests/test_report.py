@@ -266,8 +266,12 @@ def test_columns_of_numbers_are_aligned_right_and_texts_left():
     dressed = pages.dress(table)
     assert '<th>a</th><th class="number">n</th>' in dressed and "<td>7</td>" in dressed
     assert dressed.count('class="number"') == 3 and 'tabindex="0"' in dressed
-    odd = "<table><thead><tr><th>a</th></tr></thead><tr><td>1</td><td>2</td></tr><tr><td>1</td></tr></table>"
-    assert odd in pages.dress(odd) and pages.dress("<pre>x</pre>") == '<pre tabindex="0">x</pre>'
+    spans = ("<table><thead><tr><th></th><th>b</th></tr></thead><tr><th rowspan=2>x</th><td>1</td></tr>"
+             "<tr><td>2</td></tr></table>")
+    dressed = pages.dress(spans)
+    assert '<td></td><th class="number">b</th>' in dressed and dressed.count('class="number"') == 3
+    assert pages.dress("<pre>x</pre>") == '<pre tabindex="0">x</pre>'
+    assert "<table><tr></table>" in pages.dress("<table><tr></table>")
 
 
 # ---- how many trials, how long -------------------------------------------------------------------
