@@ -108,11 +108,14 @@ def wanted(out, groups, last):
     return said + ", 0 in the store" * (not any((out / "trials").glob("*.json")))
 
 
-def announce(out, paths, used, status):
+def announce(out, paths, used, status, commit):
     """Say what each page wants before any trains; return {notebook: groups}.
 
-    used: {notebook: its parameters}; status: {notebook: the row of its last run}.
+    used: {notebook: its parameters}; status: {notebook: the row of its last run}; commit: which
+    one this is and what was changed since (index.commit_of): a changed notebook is named.
     """
+    if "notebooks/" in commit:
+        print(f"commit {commit}", flush=True)
     groups = {name: count_groups(path, used[name]) for name, path in paths.items()}
     for name in paths:
         row = status[name]

@@ -160,7 +160,7 @@ def run_all(args, paths, chosen, profile, given, used, out):
     status = {n: saved.get(n, {"status": "not run", "reason": "", "seconds": 0,
                                "profile": profile}) for n in paths}
     commit = commit_of()
-    groups = announce(out, {n: paths[n] for n in chosen}, used, status)
+    groups = announce(out, {n: paths[n] for n in chosen}, used, status, commit)
     for name, path in paths.items():  # a page each from the start: every link leads somewhere
         if not (out / (name + ".html")).exists():
             write_page(out, titles, name, status[name], nbformat.read(str(path), 4), used[name])

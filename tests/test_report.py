@@ -3,6 +3,7 @@ import json
 import os
 import re
 import signal
+import subprocess
 import time
 import types
 
@@ -11,6 +12,7 @@ import pytest
 import report_tools as h
 from tools import Page
 
+import index
 import pages
 import plan
 import report
@@ -134,18 +136,18 @@ def test_what_reviews_hold_is_spelled_out(gallery, tmp_path):
     assert "\\x1b[31mred\\x1b[0m \\x07 \\x85 \\x1b]0;title\\x07" in Page(
         gallery[1] / "04_hostile.html").text
     h.make_evil_page(tmp_path)
-    page, index = Page(tmp_path / "01_evil.html"), Page(tmp_path / "index.html")
+    page, front = Page(tmp_path / "01_evil.html"), Page(tmp_path / "index.html")
     for way in h.SEEN:
         assert h.spelled(way) in page.text, way
     for way in "question", "answer", "reason":
-        assert h.spelled(way) in index.text, way
+        assert h.spelled(way) in front.text, way
     assert [image["alt"] for image in page.images] == [
         h.spelled("alt"), "Panel 2 of the same figure"]
     whole = Page(tmp_path / "report.html")
     assert not {"script", "textarea", "input"} & set(whole.tags) and not pages.UNSEEN.search(whole.source)
-    for some in page, index:
+    for some in page, front:
         assert not pages.UNSEEN.search(some.source)
-        assert not {"script", "textarea", "b", "strong" * (some is index)} & set(some.tags)
+        assert not {"script", "textarea", "b", "strong" * (some is front)} & set(some.tags)
         assert not [link for link in some.links if "javascript" in link]
 
 
@@ -291,6 +293,22 @@ def test_trials_are_counted_from_the_source(tmp_path):
     groups = plan.count_groups(tmp_path / "01_x.ipynb", {"seeds": [0, 1, 2], "lrs": [3, 4]})
     sizes = [groups.pop(what) for what in ("one", "grid", "few", "all", "later")]
     assert sizes == [3, 18, 2, 12, None] and list(groups.values()) == [None]
+
+
+def test_a_changed_notebook_is_named_before_it_runs(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(pages, "ROOT", tmp_path)
+    assert index.commit_of() == "", "no repository"
+    git = ["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@b"]
+    (tmp_path / "notebooks").mkdir()
+    h.write_notebook(tmp_path / "notebooks", "01_x", "# X", "1")
+    for command in ["init", "-q"], ["add", "."], ["commit", "-qm", "one"]:
+        subprocess.run([*git, *command], check=True)
+    commit = index.commit_of()
+    assert re.fullmatch("[0-9a-f]{7,}", commit)
+    plan.announce(tmp_path, {}, {}, {}, commit)
+    h.write_notebook(tmp_path / "notebooks", "01_x", "# X", "2")
+    plan.announce(tmp_path, {}, {}, {}, index.commit_of())
+    assert capsys.readouterr().out == f"commit {commit} (changed since: notebooks/01_x.ipynb)\n"
 
 
 def keep_trial(out, key, seconds):
