@@ -119,8 +119,10 @@ def keep(out, with_pages=False):
     archive(os.path.join(REFERENCE, "trials.zip"), {
         os.path.basename(path): path for path in trials_of(out)})
     if with_pages:
-        archive(os.path.join(REFERENCE, "report.zip"),
-                {"report.html": os.path.join(out, "report.html")})
+        whole = os.path.join(out, "report.html")
+        if not os.path.exists(whole):
+            raise InputError(f"{whole}: no such file; run report.py again")
+        archive(os.path.join(REFERENCE, "report.zip"), {"report.html": whole})
 
 
 def bring_back(out):

@@ -90,6 +90,8 @@ def test_pages_are_packed_only_when_asked_to(finished):
     root, out = finished
     packed = root / "results" / "report.zip"
     assert reference.main([str(out)]) == 0 and not packed.exists()
+    assert reference.main([str(out), "--pages"]) == 2 and not packed.exists(), "of an older report"
+    (out / "report.html").write_text("<p>all")
     assert reference.main([str(out), "--pages"]) == 0
     with zipfile.ZipFile(str(packed)) as bundle:
         assert bundle.namelist() == ["report.html"]
