@@ -23,6 +23,12 @@ def first_sentence(text):
     return re.split(r"(?<=[.!?]) (?=[A-Z])", text)[0]
 
 
+def one_line(answer):
+    """Return an answer's first sentence, of an interval its two ends alone."""
+    return re.sub(r"\((?:unadjusted )?95 % interval ([^;)]+)(?:; \d+ seeds?, [\d,]+ reviews?)?\)",
+                  r"(\1)", first_sentence(answer))
+
+
 def points_named(source):
     """Return the points that a notebook's file names, whether it was run or not."""
     return re.findall(r'\b(?:point=|study\.answer\()\\?"(\w+)\\?"', source)

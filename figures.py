@@ -17,8 +17,10 @@ import io
 import itertools
 import math
 import os
+import struct
 import sys
 import textwrap
+import zlib
 
 import numpy as np
 
@@ -217,33 +219,97 @@ def as_sentence(text):
     return text[:1].upper() + text[1:]
 
 
-def save_figure(figure, name, finding, out_dir, data=None, alt=""):
-    """Save OUT/figures/NAME.png (and .csv), and show it with its finding as caption and alt text.
+DPI = 192  # two pixels of a picture to one of the page: sharp on a phone and on good screens
 
-    data: a list of dicts with what the figure shows.
+
+def pixels_of(figure):
+    """Return a figure as it is drawn: (height, width, 3), bytes."""
+    drawn = io.BytesIO()
+    figure.savefig(drawn, format="rgba", dpi=DPI, facecolor="white")
+    width, height = (int(inches * DPI) for inches in figure.get_size_inches())
+    return np.frombuffer(drawn.getvalue(), np.uint8).reshape(height, width, 4)[:, :, :3]
+
+
+def to_palette(pixels):
+    """Return (colours, place of each pixel's colour): the 256 commonest, for the others the next.
+
+    A figure's own colours stay as they are; what differs is the shade of a blurred edge.
+    """
+    codes = pixels.astype(np.uint32) @ np.array([65536, 256, 1], np.uint32)
+    codes, places, counts = np.unique(codes, return_inverse=True, return_counts=True)
+    colours = np.stack([codes >> 16, codes >> 8 & 255, codes & 255], 1).astype(np.float32)
+    palette = colours[np.argsort(-counts, kind="stable")[:256]]
+    nearest = ((palette ** 2).sum(1) - 2 * colours @ palette.T).argmin(1)
+    return palette.astype(np.uint8), nearest[places].reshape(pixels.shape[:2]).astype(np.uint8)
+
+
+def encode_png(palette, places):
+    """Return an image of at most 256 colours as a PNG: a third of the bytes of true colours."""
+    def chunk(kind, data):
+        return (struct.pack(">I", len(data)) + kind + data
+                + struct.pack(">I", zlib.crc32(kind + data) & 0xFFFFFFFF))
+    height, width = places.shape
+    rows = np.concatenate([np.zeros((height, 1), np.uint8), places], 1)  # 0: unfiltered
+    return (b"\x89PNG\r\n\x1a\n"
+            + chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 3, 0, 0, 0))
+            + chunk(b"PLTE", palette.tobytes())
+            + chunk(b"IDAT", zlib.compress(rows.tobytes(), 9)) + chunk(b"IEND", b""))
+
+
+def panel_cuts(figure):
+    """Return where a figure can be cut between its panels: inches from the left; [] if nowhere.
+
+    Cut in two, a wide figure's panels stand one below the other on a phone.
+    """
+    if len(figure.axes) < 2 or figure.texts or figure.legends:
+        return []
+    draw = figure.canvas.get_renderer()
+    boxes = sorted((axes.get_tightbbox(draw).extents / figure.dpi for axes in figure.axes),
+                   key=lambda box: box[0])
+    pairs = list(zip(boxes, boxes[1:]))
+    if any(left[2] > right[0] for left, right in pairs):
+        return []  # one above the other, or a twin axis
+    return [(left[2] + right[0]) / 2 for left, right in pairs]
+
+
+def image_tag(palette, places, alt):
+    """Return an <img> of a panel, as wide as in print; beside others it may shrink."""
+    width = round(96 * places.shape[1] / DPI)
+    png = base64.b64encode(encode_png(palette, places)).decode()
+    return (f'<img alt="{html.escape(alt)}" width="{width}" src="data:image/png;base64,{png}" '
+            f'style="flex:{width} 1 {0.6 * width:.0f}px;min-width:0;max-width:min(100%,{width}px);'
+            f'height:auto">')
+
+
+def save_figure(figure, name, finding, out_dir, data=None, alt=""):
+    """Save OUT/figures/NAME.png (and .csv), and show it with its finding as caption.
+
+    data: a list of dicts with what the figure shows. alt: what is seen, for who can't see it.
     """
     folder = os.path.join(out_dir, "figures")
     os.makedirs(folder, exist_ok=True)
     with contextlib.suppress(ValueError):  # a figure too small for its labels is shown as it is
         figure.tight_layout()
         figure.tight_layout()  # the first may have changed which ticks there are
-    picture = io.BytesIO()
-    figure.savefig(picture, format="png", dpi=130)
+    palette, places = to_palette(pixels_of(figure))
     with files.open_atomically(os.path.join(folder, name + ".png"), "wb") as file:
-        file.write(picture.getvalue())
+        file.write(encode_png(palette, places))
     if data:
         files.save_table(os.path.join(folder, name + ".csv"), data)
-    text = html.escape(as_sentence(finding))
-    seen = html.escape(as_sentence(alt or finding))
-    show_html(f'<figure><img alt="{seen}" src="data:image/png;base64,'
-              f'{base64.b64encode(picture.getvalue()).decode()}" style="max-width:100%">'
-              f"<figcaption>{text}</figcaption></figure>")
+    seen = as_sentence(alt or f"figure {name}; what it means is its caption")
+    panels = np.split(places, [int(cut * DPI) for cut in panel_cuts(figure)], axis=1)
+    images = "".join(image_tag(palette, panel, f"Panel {i} of the same figure" if i > 1 else seen)
+                     for i, panel in enumerate(panels, 1))
+    show_html('<figure><div style="display:flex;flex-wrap:wrap;justify-content:center;'
+              f'align-items:flex-start">{images}</div>'
+              f"<figcaption>{html.escape(as_sentence(finding))}</figcaption></figure>",
+              figure={"name": name, "data": bool(data)})
 
 
 def save(figure, study, name, caption, alt="", data=None):
     """Save a page's figure as OUT/figures/NAME.png (and .csv), and show it with its caption.
 
-    caption: what it means; alt: what is seen, for who cannot see it (without it the caption).
+    caption: what it means; alt: what is seen, for who can't see it.
     data: a DataFrame, or a list of dicts, with what the figure shows.
     """
     if data is not None and not isinstance(data, list):

@@ -1,4 +1,4 @@
-"""The pages of a report: one for each notebook, and the index. Their look is in report.html.j2."""
+"""The pages of a report, one for each notebook; their look is in report.html.j2."""
 import json
 import platform
 import re
@@ -10,13 +10,11 @@ from jinja2 import Environment, FileSystemLoader
 from markupsafe import Markup
 from nbconvert import preprocessors
 from nbconvert.filters import Highlight2HTML, ansi2html, markdown2html, strip_ansi
-from pygments.formatters import HtmlFormatter
 
 import files
-from assignment import best_accuracy, first_sentence, points_named, table_by_point
+from assignment import first_sentence, one_line, points_named
 
 ROOT = Path(__file__).resolve().parent
-STATES = "ok", "failed", "timeout", "interrupted", "not run"
 # Of a progress bar only the last state: a function in nbconvert 5.6, a class in 7.
 coalesce = (getattr(preprocessors, "coalesce_streams", None)
             or preprocessors.CoalesceStreamsPreprocessor().preprocess)
@@ -68,7 +66,37 @@ def judge(source, target, log, why, timeout, code, seconds):
 def markdown(text):
     """Convert Markdown: headings without ids and anchors, notebooks' links leading to pages."""
     text = re.sub(r'<a class="anchor-link".*?</a>|(?<=<h\d) id="[^"]*"', "", markdown2html(text))
-    return re.sub(r'(href="[\w-]+)\.ipynb', r"\1.html", text)
+    return dress(re.sub(r'(href="[\w-]+)\.ipynb', r"\1.html", text))
+
+
+NUMBER = re.compile(r"\s*(?:[-+−]?[\d.,]+(?:e[-+]?\d+)?(?: ?%)?|NaN|[-–]?)\s*")
+CELL = re.compile(r"<(t[hd])\b([^>]*)>(.*?)</\1>", re.DOTALL)
+
+
+def align(match):
+    """Return a table whose columns of numbers, headings too, have the class `number`."""
+    head, end, body = match.group().partition("</thead>")
+    rows = [[NUMBER.fullmatch(cell[2]) for cell in CELL.findall(row)]
+            for row in body.split("<tr")[1:]]
+    # From the last column on: a row's first cells may belong to several rows.
+    columns = [all(column) for column in zip(*(row[::-1] for row in rows))][::-1]
+
+    def mark(row):
+        others = len(CELL.findall(row)) - len(columns)
+        kinds = iter([False] * others + columns) if others >= 0 else iter(())
+        return CELL.sub(lambda cell: "<{0}{1}{2}>{3}</{0}>".format(
+            cell.group(1), cell.group(2), ' class="number"' * next(kinds, False), cell.group(3)),
+            row)
+
+    text = "<tr".join(mark(row) for row in (head + end + body).split("<tr"))
+    text = re.sub(r"<th\b([^>]*)></th>", r"<td\1></td>", text)  # a corner is no heading
+    return f'<div class="scroll" role="group" aria-label="table" tabindex="0">{text}</div>'
+
+
+def dress(text):
+    """Return HTML whose tables and sources are reached, and scrolled, by keyboard."""
+    text = re.sub(r"<table\b.*?</table>", align, text, flags=re.DOTALL)
+    return re.sub(r"<pre\b", '<pre tabindex="0"', text)
 
 
 ANSWER = "question", "answer", "figure", "verdict", "point"  # as studies.Study keeps one
@@ -86,24 +114,55 @@ def read_headline(path):
     return Headline(title or path.stem, first_sentence(lead), points)
 
 
-def take_answers(nb):
-    """Return the answers that a notebook has given; mark their outputs with a page's places."""
-    answers = []
+def take_notes(nb):
+    """Return what a notebook's outputs say for the index; mark its answers' places on the page.
+
+    answers: as they stand there; trials: {trial: seconds}; right, leaked: [n, of them right] of
+    all predictions, of those on reviews that train holds too; run: of studies.Study.run_note.
+    """
+    notes = {"answers": [], "trials": {}, "right": [0, 0], "leaked": [0, 0], "run": {}}
     for output in (o for c in nb.cells for o in c.get("outputs", [])):
-        answer = output.get("metadata", {}).get("answer")
-        if answer:
-            answers.append({key: answer[key] for key in ANSWER})
-            output["place"] = len(answers)
-    return answers
+        told = output.get("metadata", {})
+        if told.get("answer"):
+            notes["answers"].append({key: told["answer"][key] for key in ANSWER})
+            output["place"] = len(notes["answers"])
+        if told.get("trials"):
+            notes["trials"].update(told["trials"]["seconds"])
+            for key in "right", "leaked":
+                notes[key] = [a + b for a, b in zip(notes[key], told["trials"][key])]
+        notes["run"] = told.get("run") or notes["run"]
+    return notes
+
+
+# What a code cell is for, by what it holds; the others are the lesson, and open.
+SIDE_LINES = (("imports", r"(?m)^(?:import|from) "), ("set-up", r"\bStudy\("),
+              ("answer", r"\bstudy\.(?:answer|summary)\("),
+              ("source", r"^figures\.show_source\("),
+              ("figure", r"\bfigures\.(?:new_figure|save|same_limits|label_ends)\b|\baxes\["))
+
+
+def purpose(cell):
+    """Return what a code cell is for; "" is the lesson. A tag `lesson` or `folded` decides."""
+    tags = cell.metadata.get("tags", [])
+    if "parameters" in tags or "injected-parameters" in tags:
+        return "parameters"
+    found = next((name for name, sign in SIDE_LINES if re.search(sign, cell.source)), "")
+    if re.search(r"(?m)^(?:def|class) ", cell.source) and found != "imports":
+        found = ""
+    return "" if "lesson" in tags else found or "code" * ("folded" in tags)
 
 
 def prepare(nb):
-    """Make a notebook ready for the template; return its cells and the titles of its sections."""
-    titles = []
+    """Make a notebook ready for the template; return its cells and its sections: (id, title)."""
+    sections, counts = [], [0, 0]
 
     def number(match):  # two sections may have the same title, not the same id
-        titles.append(Markup(match.group(1)).striptags())
-        return f'<h2 id="s{len(titles)}">{match.group(1)}</h2>'
+        level, title = int(match.group(1)), re.sub(r"</?a\b[^>]*>", "", match.group(2))
+        counts[:] = [counts[0] + 1, 0] if level == 2 else [counts[0], counts[1] + 1]
+        place = f"s{counts[0]}" + f".{counts[1]}" * (level == 3)
+        if level == 2:
+            sections.append((place, Markup(title).striptags()))
+        return f'<h{level} id="{place}"><a href="#{place}">{title}</a></h{level}>'
 
     # papermill's own banner about a failed cell says what the page's head says.
     nb.cells = [c for c in nb.cells if "inputHidden" not in c.metadata
@@ -111,8 +170,10 @@ def prepare(nb):
     for cell in coalesce(nb, {})[0].cells:
         if cell.cell_type == "markdown":
             text = re.sub(r"<h1>.*?</h1>", "", markdown(cell.source), flags=re.DOTALL)
-            cell.html = re.sub(r"<h2>(.*?)</h2>", number, text, flags=re.DOTALL)
-    return nb.cells, titles
+            cell.html = re.sub(r"<h([23])>(.*?)</h\1>", number, text, flags=re.DOTALL)
+        elif cell.cell_type == "code":
+            cell.purpose = purpose(cell)
+    return nb.cells, sections
 
 
 def save_page(out, name, **data):
@@ -124,36 +185,25 @@ def save_page(out, name, **data):
 
 
 def write_page(out, titles, name, row, nb, given, log=""):
-    """Write a notebook's page; note its parameters, and the answers that it shows, in its row.
+    """Write a notebook's page; note its parameters, and what it shows for the index, in its row.
 
     When there can be no page, the notebook has failed: that is noted as well.
     """
-    data = {"titles": titles, "row": row, "given": given, "log": log, "profile": row["profile"]}
-    row.update(parameters=given, answers=[])
+    data = {"titles": titles, "row": row, "given": given, "log": log, "profile": row["profile"],
+            "executed": (out / "notebooks" / (name + ".ipynb")).exists()}
+    row.update(parameters=given, **take_notes(nbformat.v4.new_notebook()))
     try:
-        answers = take_answers(nb)
+        notes = take_notes(nb)
         cells, sections = prepare(nb)
-        save_page(out, name, cells=cells, sections=sections, **data)
-        row["answers"] = answers
+        save_page(out, name, cells=cells, sections=sections, notes=notes, **data)
+        row.update(notes)
     except Exception as error:  # noqa: BLE001 - one odd output must not cost the other pages
         row.update(status="failed", reason=f"no page: {type(error).__name__}: {error}")
         save_page(out, name, **data)
 
 
-def write_index(out, titles, status, profile):
-    """Write the index page and status.json; return a line that counts the states."""
-    states = [status[name]["status"] for name in titles]
-    counts = ", ".join(f"{states.count(s)} {s}" for s in STATES if s in states)
-    answers = {name: status[name].get("answers", []) for name in titles}
-    files.save_json(str(out / "status.json"), status)
-    save_page(out, "index", titles=titles, status=status, profile=profile, counts=counts,
-              answers=answers, best=best_accuracy(answers),
-              points=table_by_point(answers, {name: titles[name].points for name in titles}))
-    return f"{len(states)} pages: {counts}"
-
-
 environment = Environment(loader=FileSystemLoader(str(ROOT)), autoescape=True)
-environment.filters.update(show_error=show_error, highlight=Highlight2HTML())
-environment.globals.update(python=platform.python_version(),
-                           code_style=HtmlFormatter().get_style_defs(".highlight"))
+environment.filters.update(show_error=show_error, highlight=Highlight2HTML(), dress=dress,
+                           one_line=one_line)
+environment.globals.update(python=platform.python_version())
 TEMPLATE = environment.get_template("report.html.j2")

@@ -2,7 +2,7 @@
 
     make reference                           # profile small -> build/small -> results/reference
     python reference.py build/small          # the second half of it alone
-    python reference.py build/small --pages  # and the pages themselves, once a run: report.zip
+    python reference.py build/small --pages  # and all pages in one file, once a run: report.zip
     make recipe                              # the recipe by evaluate.py, and its predictions
 
 Every page's answers become one JSON in results/reference, beside the trials as an archive; figures
@@ -119,8 +119,10 @@ def keep(out, with_pages=False):
     archive(os.path.join(REFERENCE, "trials.zip"), {
         os.path.basename(path): path for path in trials_of(out)})
     if with_pages:
-        archive(os.path.join(REFERENCE, "report.zip"), {
-            name + ".html": os.path.join(out, name + ".html") for name in ["index", *notebooks()]})
+        whole = os.path.join(out, "report.html")
+        if not os.path.exists(whole):
+            raise InputError(f"{whole}: no such file; run report.py again")
+        archive(os.path.join(REFERENCE, "report.zip"), {"report.html": whole})
 
 
 def bring_back(out):
@@ -485,7 +487,7 @@ def main(argv=None):
     parser.add_argument("out", nargs="?", help="folder of a finished report, as build/small")
     parser.add_argument("--trials", action="store_true", help="only unpack the reference's trials")
     parser.add_argument("--pages", action="store_true",
-                        help="pack the pages into report.zip: once a run, they are large")
+                        help="pack report.html into report.zip: once a run, it is large")
     parser.add_argument("--recipe", nargs=argparse.REMAINDER, metavar="ARGUMENT",
                         help="run evaluate.py with all that follows, and keep what it gives")
     args = parser.parse_args(argv)

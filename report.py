@@ -1,8 +1,9 @@
 """Run the notebooks headless and export them as one HTML report.
 
     python report.py                           # all notebooks with profiles/sample.yml
-    python report.py --profile small --jobs 2  # -> build/small/index.html
+    python report.py --profile small --jobs 2  # -> build/small/index.html, report.html
     python report.py --only 03 05              # these two again; the other pages stay
+    python report.py --stored                  # train nothing: pages of the kept trials
     python report.py --timeout 30              # interrupt a notebook after 30 minutes
 
 Each notebook runs in a process of its own and gets the profile's keys that its cell tagged
@@ -36,8 +37,10 @@ if __name__ == "__main__":  # until notebooks run there is nothing to save
 import nbformat  # noqa: E402
 
 from files import InputError, folder_lock, read_json  # noqa: E402
-from pages import find_cell, judge, read_headline, write_index, write_page  # noqa: E402
+from index import commit_of, write_index  # noqa: E402
+from pages import find_cell, judge, read_headline, write_page  # noqa: E402
 from parameters import read_parameters, read_profile  # noqa: E402
+from plan import announce, progress  # noqa: E402
 
 ROOT = Path(__file__).resolve().parent
 NOTEBOOKS = ROOT / "notebooks"
@@ -121,13 +124,13 @@ def wind_up(process, target, stops):
         process.wait(10)  # papermill finds its kernel dead within 5 seconds
 
 
-def execute(name, given, out, args, stops):
+def execute(name, given, groups, out, args, stops):
     """Run a notebook to whatever end it comes; return what judge says of it."""
     if stops:
         return None
     source, target = NOTEBOOKS / (name + ".ipynb"), out / "notebooks" / (name + ".ipynb")
     log, began, beat, why = out / "logs" / (name + ".log"), time.time(), BEAT, ""
-    for stale in target, out / "answers" / (name + ".json"), progress_file(out, name):
+    for stale in target, out / "plan" / (name + ".json"), progress_file(out, name):
         with suppress(FileNotFoundError):
             stale.unlink()
     print(f"{name}: started\n", end="", flush=True)
@@ -146,7 +149,8 @@ def execute(name, given, out, args, stops):
                 why = "interrupted" if stops else "timeout" if overdue else ""
                 if seconds > beat:
                     beat, far = seconds + BEAT, how_far(out, name, target)
-                    print(f"{name}: {far}, {seconds:.0f} s\n" if far else "", end="", flush=True)
+                    print(f"{name}: {far}, {seconds:.0f} s{progress(out, name, groups[name])}\n"
+                          if far else "", end="", flush=True)
             if why:
                 print(f"{name}: {why}, has {GRACE} s to save (again: kill)\n", end="", flush=True)
                 wind_up(process, target, stops)
@@ -182,6 +186,8 @@ def run_all(args, paths, chosen, profile, given, used, out):
     saved, stops = read_json(out / "status.json", {}), []
     status = {n: saved.get(n, {"status": "not run", "reason": "", "seconds": 0,
                                "profile": profile}) for n in paths}
+    commit = commit_of()
+    groups = announce(out, {n: paths[n] for n in chosen}, used, status, commit)
     for name, path in paths.items():  # a page each from the start: every link leads somewhere
         if not (out / (name + ".html")).exists():
             write_page(out, titles, name, status[name], nbformat.read(str(path), 4), used[name])
@@ -189,21 +195,23 @@ def run_all(args, paths, chosen, profile, given, used, out):
     for number in STOPS:
         signal.signal(number, lambda number, frame: stops.append(number))
     with ThreadPoolExecutor(args.jobs) as pool:
-        runs = {pool.submit(execute, n, given[n], out, args, stops): n for n in chosen}
+        runs = {pool.submit(execute, n, given[n], groups, out, args, stops): n for n in chosen}
         try:
             for run in as_completed(runs):
                 if run.result():
                     name, (row, nb, log) = runs[run], run.result()
-                    status[name] = row = dict(row, profile=profile)
+                    status[name] = row = dict(row, profile=profile, commit=commit,
+                                              date=time.strftime("%Y-%m-%d"))
                     write_page(out, titles, name, row, nb, used[name], log)
                     summary = write_index(out, titles, status, profile)
-                    print("{}: {status}, {seconds} s {reason}".format(name, **row), flush=True)
+                    print("{}: {status}, {seconds} s {reason}".format(name, **row).strip(),
+                          flush=True)
         except (OSError, InputError):  # a full disk: the others could not be written either
             stops.append(0)
             raise
+    summary = write_index(out, titles, status, profile, whole=True)
     print(f"{out / 'index.html'}\n{summary}", flush=True)
-    failed = any(status[n]["status"] != "ok" for n in chosen)
-    return stopped(stops[0]) if stops else int(failed)
+    return stopped(stops[0]) if stops else int(any(status[n]["status"] != "ok" for n in chosen))
 
 
 def refuse(message):

@@ -74,6 +74,7 @@ class Study:
         self.dev = helpers.subset(self.data["dev"], n_dev)
         self.margin = effects.MARGINS.get(profile, effects.MARGINS["small"])
         self.answers = AnswerList()
+        self.plan = []
         self._baselines = {}
 
     def run(self, what, train=None, dev=None, seeds=None, **settings):
@@ -95,9 +96,21 @@ class Study:
         none of them is refused.
         """
         run = stored_trials if os.environ.get("FILIMDB_STORED") else run_trials
-        rows = run([dict(self.settings, **point) for point in points], train or self.train,
-                   dev or self.dev, os.path.join(self.out_dir, "trials"), what)
+        grid = [dict(self.settings, **point) for point in points]
+        train, dev = train or self.train, dev or self.dev
+        self.note_plan(what, grid, train, dev)
+        rows = run(grid, train, dev, os.path.join(self.out_dir, "trials"), what)
+        note = note_of_trials(rows, train, dev)
+        said = (f"{what}: {effects.number_of(len(rows), 'trial')}, "
+                f"{sum(note['seconds'].values()) / 60:.1f} minutes of training")
+        show_html(f"<small>{html.escape(said)}</small>", said, trials=note)
         return effects.as_table(rows)
+
+    def note_plan(self, what, grid, train, dev):
+        """Note which trials the page wants, in OUT/plan/NAME.json: report.py counts them."""
+        keys = [trial_key(helpers.make_config(**settings), train, dev) for settings in grid]
+        self.plan.append({"what": what, "keys": keys})
+        files.save_json(os.path.join(self.out_dir, "plan", self.name + ".json"), self.plan)
 
     def config(self, **settings):
         """Return the page's settings as a Config."""
@@ -181,6 +194,22 @@ class Study:
             "device": device_name(device),
             "versions": ", ".join(f"{name} {version}" for name, version in VERSIONS.items())}
 
+    def run_note(self):
+        """Return what the report's front page says of the run: sizes, device, checksums."""
+        device = runtime.pick_device()
+        parts = sorted(glob.glob(os.path.join(glob.escape(files.find_path(self.data_dir)),
+                                              "*.[tl]*s")))  # PART.texts, PART.labels
+        return {"n_train": len(self.train.texts), "n_dev": len(self.dev.texts),
+                "seeds": len(self.seeds), "hardware": hardware_name(device),
+                "smallest": effects.smallest_visible(len(self.seeds), len(self.dev.texts)),
+                "data": files.digest(*map(files.file_digest, parts)),
+                "weights": origin_of(self.model), "versions": VERSIONS}
+
+    def _repr_mimebundle_(self, **_):
+        """Return (the box, what the report's front page reads), as IPython asks for them."""
+        return ({"text/plain": repr(self), "text/html": self._repr_html_()},
+                {"run": self.run_note()})
+
     def __repr__(self):
         return "\n".join(f"{name}: {value}" for name, value in self.facts().items())
 
@@ -205,6 +234,21 @@ class AnswerList(list):
 
 
 BOX = "padding:.7em 1.1em;border-left:4px solid #3a7ca8"  # of an answer, in Jupyter too
+
+
+def note_of_trials(rows, train, dev):
+    """Return what the report's front page says of a group of trials, from their rows.
+
+    seconds: {trial: its seconds}; right: of all predictions of the sound trials [how many, of
+    them right]; leaked: the same on those dev reviews that stand in train word for word.
+    """
+    known = set(train.texts)
+    leaked = [i for i, text in enumerate(dev.texts) if text in known]
+    corrects = [row["correct"] for row in rows if row["correct"]]
+    of_leaked = ["".join(correct[i] for i in leaked) for correct in corrects]
+    return {"seconds": {row["checksum"][:16]: round(row["seconds"], 2) for row in rows},
+            **{name: [len("".join(texts)), "".join(texts).count("1")]
+               for name, texts in (("right", corrects), ("leaked", of_leaked))}}
 
 
 def histories(trials, *keys):
@@ -588,6 +632,17 @@ def device_name(device):
     threads = torch.get_num_threads()
     return torch.cuda.get_device_name(device) if device.type == "cuda" else (
         f"CPU, {threads} thread{'s' * (threads != 1)}")
+
+
+def hardware_name(device):
+    """Return device_name, of a CPU its maker's name for it too, where Linux tells."""
+    if device.type == "cuda":
+        return device_name(device)
+    with contextlib.suppress(OSError), open("/proc/cpuinfo", encoding="utf-8") as file:
+        for line in file:
+            if line.startswith("model name"):
+                return f"{line.split(':', 1)[1].strip()}, {device_name(device)[5:]}"
+    return device_name(device)
 
 
 def memory_of(device):

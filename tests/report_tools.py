@@ -54,8 +54,8 @@ def make_project(folder, profile="epochs: 2\nlr: 3.0e-5\n"):
     """Lay out report.py, its parts, notebooks/ and profiles/ in a folder of their own."""
     for name in "notebooks", "profiles":
         (folder / name).mkdir(parents=True)
-    for name in ("report.py", "parameters.py", "pages.py", "report.html.j2", "files.py",
-                 "assignment.py"):
+    for name in ("report.py", "parameters.py", "plan.py", "pages.py", "index.py", "report.html.j2",
+                 "files.py", "assignment.py"):
         shutil.copy(str(ROOT / name), str(folder))
     (folder / "profiles" / "sample.yml").write_text(profile, encoding="utf-8")
     # The user's own kernel is broken, as after a removed conda environment: ours must win.
@@ -91,6 +91,12 @@ def add_gallery(notebooks):
         'rows = [dict(question="Q1. Is <b>long</b> better?", verdict="supported", point="3a", figure="01",\n'
         '             answer="+1.2 points: 71.5 ± 0.4 % (3 seeds). The rest is detail."),\n'
         '        dict(question="Q2. Does the tail help?", answer="within noise", verdict="", point="", figure="")]\n'
+        'run = dict(n_train=320, n_dev=200, seeds=3, hardware="an abacus", smallest=4.0,\n'
+        '           data="d" * 64, weights="e" * 64, versions=dict(torch="1"))\n'
+        'trials = dict(seconds=dict(a=30.0, b=60.0), right=[600, 450], leaked=[100, 100])\n'
+        'display(HTML("the run"), metadata=dict(run=run))\n'
+        'display(HTML("<small>two trials</small>"), metadata=dict(trials=trials))\n'
+        'print("Warning: 50 reviews stand in train and in dev: a leak")\n'
         "for row in rows:\n"
         "    display(HTML('<p class=\"answer\"><strong>Is it?</strong> +1.2 points <em>As expected.'\n"
         "                 '</em></p>'), metadata=dict(answer=row))\n"
@@ -152,7 +158,8 @@ def evil_outputs(folder):
         study = bare_study()
         study.answer("3a", evil("question"), evil("answer"), verdict=True)
         study.summary()
-        figures.save_figure(figures.new_figure()[0], "one", evil("caption"), str(folder))
+        figures.save_figure(figures.new_figure(2)[0], "one", evil("caption"), str(folder),
+                            [{"x": 1}], evil("alt"))
     finally:
         figures.show_html = studies.show_html = show
     data = [
@@ -174,6 +181,7 @@ def make_evil_page(folder):
     """Write a report whose every text is evil: a page, 01_evil.html, and the index."""
     import nbformat
 
+    import index
     import pages
     cell = dict(cell_type="code", metadata={}, source="1", execution_count=1,
                 outputs=evil_outputs(folder))
@@ -182,7 +190,7 @@ def make_evil_page(folder):
     row = {"status": "failed", "reason": evil("reason"), "seconds": 1, "profile": "sample"}
     pages.write_page(folder, titles, "01_evil", row, nb, {"model": evil("given")}, evil("log"))
     assert row["reason"] == evil("reason"), "no page: " + row["reason"]
-    pages.write_index(folder, titles, {"01_evil": row}, "sample")
+    index.write_index(folder, titles, {"01_evil": row}, "sample", whole=True)
 
 
 def make_gallery(tmp_path_factory, done=[]):  # noqa: B006 - one gallery for all tests

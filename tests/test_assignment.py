@@ -37,6 +37,13 @@ def test_first_sentences(text, first):
     assert assignment.first_sentence(text) == first
 
 
+def test_an_answer_in_one_line_keeps_the_ends_of_its_interval():
+    whole = "A against B: +1.0 points (unadjusted 95 % interval -2.0 to +4.0; 3 seeds, 1,300 reviews): undecided. More."
+    assert assignment.one_line(whole) == "A against B: +1.0 points (-2.0 to +4.0): undecided."
+    assert assignment.one_line("It is 75.7 % (3 seeds, 95 % interval 69.7 to 81.7).") == (
+        "It is 75.7 % (3 seeds, 95 % interval 69.7 to 81.7).")
+
+
 @pytest.mark.parametrize("best", ["91.2 % (3 seeds, 300 reviews; 95 % interval 90.0 to 92.4)",
                                   "91.2 % (90.0 to 92.4; 1 seed)", "91.2 ± 0.4 % (3 seeds)"])
 def test_the_best_accuracy_is_found_as_it_is_stated(best):

@@ -1,6 +1,8 @@
 """figures.py: figures in one look, tables, answers that are kept as they come."""
+import base64
 import csv
 import inspect
+import io
 import math
 import os
 import sys
@@ -44,9 +46,51 @@ def test_figures_are_saved_with_their_data_and_shown_with_their_finding(shown, t
         assert list(csv.DictReader(file)) == [{"x": "1", "y": "0.5", "note": ""},
                                               {"x": "2", "y": "", "note": EVIL}]
     page = Page(shown[0])
-    assert page.tags == ["figure", "img", "figcaption"]
-    assert page.attributes[1]["alt"] == EVIL == page.text
-    assert page.attributes[1]["src"].startswith("data:image/png;base64,iVBORw0KGgo")
+    assert page.tags == ["figure", "div", "img", "figcaption"]
+    assert page.text == EVIL and EVIL not in page.images[0]["alt"], "a screen reader says it once"
+    assert page.images[0]["src"].startswith("data:image/png;base64,iVBORw0KGgo")
+    figures.save_figure(figure, "one", "caption", str(tmp_path), data, EVIL)
+    assert Page(shown[2]).images[0]["alt"] == EVIL
+
+
+def pixels_of(png):
+    """Return a PNG's pixels by matplotlib's own reader: (height, width, 3), 0 to 255."""
+    from matplotlib import image
+    return (255 * image.imread(io.BytesIO(png))[:, :, :3]).round().astype("uint8")
+
+
+def test_a_picture_is_sharp_small_and_as_drawn():
+    figure, [axes] = figures.new_figure()
+    axes.plot([1, 2], [3, 4])
+    drawn = figures.pixels_of(figure)
+    assert drawn.shape == (int(3.4 * 192), int(6.2 * 192), 3)
+    png = figures.encode_png(*figures.to_palette(drawn))
+    kept = pixels_of(png).astype(int)
+    assert kept.shape == drawn.shape and abs(kept - drawn).max() <= 12, "a shade, no other colour"
+    for colour in ("#ffffff", figures.COLOURS[0]):
+        rgb = [int(colour[i:i + 2], 16) for i in (1, 3, 5)]
+        own = (drawn == rgb).all(-1)
+        assert own.any() and (kept[own] == rgb).all(), colour
+    few = np.zeros((3, 5, 3), np.uint8)
+    few[1, 2] = 10, 20, 30
+    assert (pixels_of(figures.encode_png(*figures.to_palette(few))) == few).all()
+
+
+def test_panels_are_cut_where_nothing_is_drawn(shown, tmp_path):
+    figure, panels = figures.new_figure(2, width=9)
+    for axes in panels:
+        axes.plot([1, 2], [3, 4])
+        axes.set_ylabel("accuracy")
+    figures.save_figure(figure, "two", "caption", str(tmp_path), alt="seen")
+    images = Page(shown[0]).images
+    assert [image["alt"] for image in images] == ["Seen", "Panel 2 of the same figure"]
+    assert sum(int(image["width"]) for image in images) in (9 * 96 - 1, 9 * 96, 9 * 96 + 1)
+    whole = pixels_of((tmp_path / "figures" / "two.png").read_bytes())
+    parts = [pixels_of(base64.b64decode(image["src"].split(",")[1])) for image in images]
+    assert (np.concatenate(parts, 1) == whole).all() and (parts[1][:, :3] == 255).all()
+    figure, panels = figures.new_figure(2)
+    figure.text(0.5, 0.9, "over both")
+    assert figures.panel_cuts(figure) == [] == figures.panel_cuts(figures.new_figure()[0])
 
 
 def test_a_log_axis_has_plain_ticks():

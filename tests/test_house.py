@@ -17,7 +17,7 @@ ARROWS = {"files": (), "runtime": ("files",), "cpu": ("runtime",), "gpu": ("runt
           "effects": ("helpers",), "studies": ("effects", "assignment", "parameters"),
           "figures": ("studies",), "grading": ("helpers",), "evaluate": ("grading",),
           "assignment": (), "pages": ("assignment", "files"), "parameters": ("files",),
-          "report": ("pages", "parameters"),
+          "index": ("pages",), "plan": ("files",), "report": ("index", "parameters", "plan"),
           "reference": ("evaluate", "studies", "pages"), "handin": ()}
 # Standard library aside, what each may use: at the top, and (slow to import, or not installed
 # everywhere) within functions alone. Modules that notebooks use: the pinned environment only.
@@ -32,7 +32,8 @@ ALLOWED = {"files": ({"numpy", "tqdm"}, set()), "runtime": (CORE, set()),
            "evaluate": (CORE, set()), "grading": (CORE, set()),
            "handin": (set(), set()), "assignment": (set(), set()),
            "parameters": (set(), {"yaml"}), "reference": (PINNED | {"yaml"}, SLOW),
-           "pages": ({"nbformat", "nbconvert", "jinja2", "markupsafe", "pygments"}, set()),
+           "pages": ({"nbformat", "nbconvert", "jinja2", "markupsafe"}, set()),
+           "index": ({"markupsafe"}, set()), "plan": ({"nbformat"}, set()),
            "report": ({"nbformat", "papermill", "yaml"}, set())}
 
 

@@ -90,11 +90,13 @@ def test_pages_are_packed_only_when_asked_to(finished):
     root, out = finished
     packed = root / "results" / "report.zip"
     assert reference.main([str(out)]) == 0 and not packed.exists()
+    assert reference.main([str(out), "--pages"]) == 2 and not packed.exists(), "of an older report"
+    (out / "report.html").write_text("<p>all")
     assert reference.main([str(out), "--pages"]) == 0
     with zipfile.ZipFile(str(packed)) as bundle:
-        assert bundle.namelist() == ["01_one.html", "02_two.html", "index.html"]
+        assert bundle.namelist() == ["report.html"]
     before = packed.read_bytes()
-    (out / "index.html").write_text("<p>a comma more")
+    (out / "report.html").write_text("<p>a comma more")
     assert reference.main([str(out)]) == 0 and packed.read_bytes() == before
     assert reference.main([str(out), "--pages"]) == 0 and packed.read_bytes() != before
 

@@ -593,3 +593,37 @@ def test_every_effect_of_an_answer_begins_like_a_sentence():
     answer = study.answers[0]["answer"]
     assert answer.count("Lr 2 against 1: +1.0 points") == 2
     assert assignment.first_sentence(answer) + " " + assignment.first_sentence(answer) == answer
+
+
+def test_a_page_notes_its_trials_and_its_run_for_the_report(tmp_path, monkeypatch):
+    told = []
+    monkeypatch.setattr(studies, "show_html", lambda text, plain="", **notes: told.append((plain, notes)))
+
+    def made_up(grid, train, dev, store, what):
+        """Return sound rows, but for a first that failed; half of each dev is right."""
+        plan = json.loads((tmp_path / "plan" / "page.json").read_text())
+        assert [len(group["keys"]) for group in plan] == [len(grid)], "noted before it trains"
+        return [dict(row(0.5, config["seed"], "lost" if i == 0 else "", "" if i == 0 else "1100"),
+                     history=[], seconds=30.0, checksum=f"{i}" * 64, model="m", n_train=3, n_dev=4)
+                for i, config in enumerate(grid)]
+
+    monkeypatch.setattr(studies, "run_trials", made_up)
+    study = studies.Study("page", "sample", str(ROOT / "data/sample"), str(ROOT / "data/sample/bert"),
+                          str(tmp_path), 3, 4, [0, 1], seq_len=16)
+    dev = study.dev._replace(texts=[study.train.texts[0], *study.dev.texts[1:3], study.train.texts[2]])
+    trials = study.run("rates", dev=dev, lr=[1e-3, 1e-4])
+    (said, notes), = told
+    assert len(trials) == 4 and said == "rates: 4 trials, 2.0 minutes of training"
+    assert notes == {"trials": {"seconds": {f"{i}" * 16: 30.0 for i in range(4)},
+                                "right": [12, 6], "leaked": [6, 3]}}
+    data, kept = study._repr_mimebundle_()
+    assert data["text/html"] == study._repr_html_() and (kept["run"]["n_train"], kept["run"]["n_dev"]) == (3, 4)
+    assert len(kept["run"]["data"]) == 64 and kept["run"]["weights"] == studies.origin_of(study.model)
+    assert kept["run"]["versions"] == runtime.VERSIONS and kept["run"]["seeds"] == 2
+    assert json.loads(json.dumps(kept)) == kept, "a notebook's file can hold it"
+    other = tmp_path / "other"
+    shutil.copytree(str(ROOT / "data/sample"), str(other))
+    with open(str(other / "dev.texts"), "a") as file:
+        file.write("one more\n")
+    study.data_dir = str(other)
+    assert study.run_note()["data"] != kept["run"]["data"]
