@@ -7,14 +7,16 @@ import re
 import sys
 from pathlib import Path
 
-MODULES = "files", "runtime", "cpu", "gpu", "checkpoints", "helpers"  # each needs those before it
+# Each needs those before it.
+MODULES = "files", "runtime", "cpu", "gpu", "checkpoints", "run", "helpers"
 # What the joined file does not need: imports of its own parts, and the check that they are there.
-OWN = re.compile(r"^from (?:__future__|files|runtime|cpu|gpu|checkpoints) import "
+OWN = re.compile(r"^from (?:__future__|files|runtime|cpu|gpu|checkpoints|run) import "
                  r"(?:\([^)]*\)|[^\n(]*)\n"
                  r"|^try:\n    import checkpoints.*\n(?:except|    ).*\n(?:    .*\n)*", re.M)
 HEAD = '''"""Fine-tune BERT on film reviews: pretrain, train, classify, in one file to hand in.
 
-Joined by handin.py of %s: change those.
+Joined by handin.py; change these instead:
+%s.
 """
 from __future__ import annotations
 ''' % ", ".join(name + ".py" for name in MODULES)

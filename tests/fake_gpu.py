@@ -21,7 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode, return_and_correct_a
 
 NAME = "fakegpu"
 CPU = torch.device("cpu")
-OUR_FILES = ("/helpers.py", "/gpu.py", "/cpu.py", "/runtime.py", "/studies.py", "/checkpoints.py",
+OUR_FILES = ("/helpers.py", "/gpu.py", "/cpu.py", "/runtime.py", "/studies.py", "/checkpoints.py", "/run.py",
              "/modeling_bert.py", "/masking_utils.py")
 # What launches no kernel: views, and memory that is taken without being written.
 FREE = set("""view _unsafe_view t transpose expand slice select unsqueeze squeeze detach alias permute

@@ -73,7 +73,7 @@ def fresh(role, *args):
 def begin(folder):
     """Set a fresh process up: one thread, checkpoints at almost every step, a cache of its own."""
     torch.set_num_threads(1)
-    helpers.CHECKPOINT_SECONDS, helpers.CHECKPOINT_SHARE = 0.02, 0
+    helpers.run.CHECKPOINT_SECONDS, helpers.run.CHECKPOINT_SHARE = 0.02, 0
     os.environ["FILIMDB_CACHE"] = os.path.join(folder, "cache")
 
 
@@ -153,7 +153,7 @@ class Finder:
 
 if "." in where:
     import files, helpers
-    helpers.CHECKPOINT_SECONDS = 1000  # so that the one of the signal itself is what counts
+    helpers.run.CHECKPOINT_SECONDS = 1000  # so that the one of the signal itself is what counts
     module, name = where.split(".")
     real = getattr(sys.modules[module], name)
     setattr(sys.modules[module], name, lambda *args, **kwargs: [now(), real(*args, **kwargs)][1])
@@ -170,7 +170,7 @@ if SOAK:
     STAGES[2:2] = [(where, calls, number) for number in BOTH for where, calls in (
         ("numpy", 1), ("transformers", 1), ("helpers.read_lines", 4), ("helpers.load_bert", 1),
         ("helpers.make_optimizer", 1), ("files.write_atomically", 1), ("helpers.summed_loss", 2),
-        ("helpers.count_targets", 9), ("helpers.progress_bar", 1))]
+        ("helpers.count_targets", 9), ("run.progress_bar", 1))]
     STAGES += [(where, calls, number) for number in BOTH for where, calls in (
         ("helpers.predict_logits", 1), ("helpers.predict_logits", 5),
         ("files.write_atomically", 1))]

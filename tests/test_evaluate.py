@@ -251,7 +251,7 @@ def test_help_lists_every_key(capsys):
     for key, value in helpers.MLM_DEFAULTS.items():
         assert (f"pretrain.{key}={value}\n" in said) == (value != config[key])
     assert "[S] Sun et al. 2019" in words and "Exit code: 0 done, 2 wrong use" in words
-    assert "python evaluate.py --data data/FILIMDB --set max_minutes=30" in said
+    assert "python evaluate.py --data data/FILIMDB --grading" in said
     assert max(map(len, said.split("\n"))) <= 99
 
 
@@ -320,7 +320,7 @@ def test_a_process_writes_what_main_does(graded, filimdb, tiny_bert, tmp_path):
 OFTEN = """import runpy, sys
 sys.path.insert(0, sys.argv[1])
 import files, helpers
-helpers.CHECKPOINT_SECONDS, helpers.CHECKPOINT_SHARE = 0.1, 0
+helpers.run.CHECKPOINT_SECONDS, helpers.run.CHECKPOINT_SHARE = 0.1, 0
 del sys.argv[1]
 runpy.run_path(files.HERE + "/evaluate.py", run_name="__main__")
 """
@@ -349,7 +349,7 @@ def test_sigterm_saves_the_work(filimdb, tiny_bert, tmp_path, monkeypatch, capsy
         raise KeyboardInterrupt
 
     original = checkpoints.resume
-    monkeypatch.setattr(helpers, "resume", resume)
+    monkeypatch.setattr(helpers.run, "resume", resume)
     assert evaluate.main(argv) == 130
     assert int(re.search(r"(?m)^step (\d+)$", capsys.readouterr().out).group(1)) > 0
 

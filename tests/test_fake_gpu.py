@@ -159,7 +159,7 @@ def test_a_loss_that_is_nan_stops_the_run_a_step_later_at_most(device, tiny_bert
         return true_loss(*args) * (float("nan") if len(calls) == 2 else 1)
 
     monkeypatch.setattr(helpers, "summed_loss", summed_loss)
-    monkeypatch.setattr(helpers, "EVALUATIONS", 1)
+    monkeypatch.setattr(helpers.run, "EVALUATIONS", 1)
     with pytest.raises(helpers.Diverged, match="at step 2 of 6"):
         helpers.train(TEXTS, LABELS, model=tiny_bert, device=fake_gpu.NAME, **QUICK)
     assert len(calls) == 3
@@ -202,7 +202,7 @@ def deep_bert(tmp_path_factory):
 
 def cost_of_a_step(device, work, tmp_path, monkeypatch):
     """Return (launches, waits) of a step: what four steps cost beyond two, evaluations aside."""
-    monkeypatch.setattr(helpers, "EVALUATIONS", 1)
+    monkeypatch.setattr(helpers.run, "EVALUATIONS", 1)
     costs = []
     for epochs in (1, 2):
         monkeypatch.setenv("FILIMDB_CACHE", str(tmp_path / f"{work}-{epochs}"))
@@ -268,7 +268,7 @@ torch.set_num_threads(1)
 helpers.inference_mode = torch.no_grad
 texts, labels = tools.made_up_reviews(64)
 settings = dict(model=model, batch_size=32, seq_len=64, lr=1e-3, dropout=0.0, attention_dropout=0.0)
-helpers.EVALUATIONS = 1
+helpers.run.EVALUATIONS = 1
 def run(device, epochs, seed=0):
     params = helpers.train(texts, labels, epochs=epochs, seed=seed, device=device, **settings)
     return [row["loss"] for row in params["history"]], helpers.classify(texts, params)

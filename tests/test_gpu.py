@@ -251,7 +251,7 @@ def test_fp16_learns_what_fp32_does_and_repeats_steps_that_overflow(tiny_bert, c
 @pytest.mark.skipif(not TODAY, reason="PyTorch 1.3 has no fp16 products on a CPU")
 def test_fp16_goes_on_with_its_scale_and_ends_where_the_gradient_itself_is_infinite(
         tiny_bert, monkeypatch, capsys):
-    scales, true_record = [], helpers.Run.record
+    scales, true_record = [], helpers.run.Run.record
 
     def record(run, *args):
         true_record(run, *args)
@@ -262,7 +262,7 @@ def test_fp16_goes_on_with_its_scale_and_ends_where_the_gradient_itself_is_infin
     true_scaler = torch.amp.GradScaler
     monkeypatch.setattr(torch.amp, "GradScaler", lambda kind: true_scaler(
         kind, init_scale=4.0, growth_interval=2))
-    monkeypatch.setattr(helpers.Run, "record", record)
+    monkeypatch.setattr(helpers.run.Run, "record", record)
     settings = dict(QUICK, model=tiny_bert, precision="fp16")
     with pytest.raises(KeyboardInterrupt):
         helpers.train(TEXTS, LABELS, **settings)
@@ -304,8 +304,8 @@ def test_other_gpus_keep_their_random_numbers(monkeypatch):
 def test_large_checkpoints_are_rare(monkeypatch, tiny_bert):
     """The next one comes after 60 s, or 20 times what the last one took."""
     clock = types.SimpleNamespace(now=1000.0)
-    monkeypatch.setattr(helpers.time, "time", lambda: clock.now)
-    saved, true_after = [], helpers.Run.after_step
+    monkeypatch.setattr(helpers.run.time, "time", lambda: clock.now)
+    saved, true_after = [], helpers.run.Run.after_step
 
     def after_step(run):
         clock.now += 20
@@ -314,8 +314,8 @@ def test_large_checkpoints_are_rare(monkeypatch, tiny_bert):
     def save_checkpoint(*args):
         saved.append(clock.now)
         clock.now += 10  # seconds that it takes
-    monkeypatch.setattr(helpers.Run, "after_step", after_step)
-    monkeypatch.setattr(helpers, "save_checkpoint", save_checkpoint)
+    monkeypatch.setattr(helpers.run.Run, "after_step", after_step)
+    monkeypatch.setattr(helpers.run, "save_checkpoint", save_checkpoint)
     helpers.train(TEXTS, LABELS, model=tiny_bert, **dict(QUICK, epochs=8))
     waits = [b - a - 10 for a, b in zip(saved, saved[1:])]
     assert saved[0] - 1000 == 80 and waits and set(waits) == {220}, waits

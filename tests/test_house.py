@@ -13,7 +13,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 # A module may import those named here, and whatever these may import.
 ARROWS = {"files": (), "runtime": ("files",), "cpu": ("runtime",), "gpu": ("runtime",),
-          "checkpoints": ("runtime",), "helpers": ("cpu", "gpu", "checkpoints"),
+          "checkpoints": ("runtime",), "run": ("gpu", "checkpoints"), "helpers": ("cpu", "run"),
           "effects": ("helpers",), "studies": ("effects", "assignment", "parameters"),
           "figures": ("studies",), "grading": ("helpers",), "evaluate": ("grading",),
           "assignment": (), "pages": ("assignment", "files"), "parameters": ("files",),
@@ -25,7 +25,7 @@ CORE = {"numpy", "torch", "transformers", "tqdm"}
 PINNED = CORE | {"pandas"}
 SLOW = {"matplotlib", "scipy", "sklearn", "IPython", "ipywidgets", "pygments"}
 ALLOWED = {"files": ({"numpy", "tqdm"}, set()), "runtime": (CORE, set()),
-           "cpu": (CORE - {"tqdm"}, set()), "gpu": ({"torch", "transformers"}, set()),
+           "cpu": (CORE - {"tqdm"}, set()), "gpu": ({"torch", "transformers"}, set()), "run": (set(), set()),
            "checkpoints": ({"torch", "transformers"}, set()),
            "helpers": (CORE, {"sklearn", "pandas"}), "effects": (PINNED, {"scipy"}),
            "studies": (PINNED, SLOW | {"distributed"}), "figures": (PINNED, SLOW),
@@ -159,7 +159,7 @@ def test_no_module_serves_names_of_another(name):
 
 # ---- the one file to hand in ---------------------------------------------------------------------
 
-PARTS = ("files", "runtime", "cpu", "gpu", "checkpoints", "helpers", "handin")
+PARTS = ("files", "runtime", "cpu", "gpu", "checkpoints", "run", "helpers", "handin")
 
 
 @pytest.fixture

@@ -192,7 +192,7 @@ def test_an_interrupt_is_one_red_line(shell, capsys, tiny_bert, monkeypatch, tmp
         return real(*args, **options)
 
     monkeypatch.setattr(helpers, "accumulate", stop)
-    monkeypatch.setattr(helpers, "is_notebook", lambda: True)
+    monkeypatch.setattr(helpers.run, "is_notebook", lambda: True)
     grid = [dict(model=tiny_bert, seq_len=16, batch_size=8, epochs=3, accumulation=1, seed=seed)
             for seed in range(3)]
     cell = "run_trials(grid, TRAIN, DEV, store, 'learning rates')"

@@ -38,7 +38,7 @@ TUNING = dict(seq_len=32, batch_size=8, accumulation=1, epochs=1, lr=1e-3, devic
 
 @pytest.fixture
 def cache(cache, monkeypatch):
-    monkeypatch.setattr(helpers, "EVALUATIONS", 4)
+    monkeypatch.setattr(helpers.run, "EVALUATIONS", 4)
     return cache
 
 
@@ -257,7 +257,7 @@ def test_a_loss_of_no_masked_piece_is_not_measured(cache, tiny_bert, texts, monk
     one_by_one, logged = dict(QUICK, batch_size=1, accumulation=1), []
     writer = types.SimpleNamespace(add_scalar=lambda key, value, step: logged.append(float(value)),
                                    close=lambda: None)
-    monkeypatch.setattr(helpers, "open_writer", lambda log_dir: writer)
+    monkeypatch.setattr(helpers.run, "open_writer", lambda log_dir: writer)
     note = pretrain(texts, model=tiny_bert, **one_by_one)
     assert logged and note["loss_before"] is None and note["loss_after"] is None
     line = helpers.describe(note)

@@ -57,7 +57,7 @@ def timeless(history):
 
 @pytest.fixture
 def cache(cache, monkeypatch):
-    monkeypatch.setattr(helpers, "EVALUATIONS", 8)
+    monkeypatch.setattr(helpers.run, "EVALUATIONS", 8)
     return cache
 
 
@@ -665,7 +665,7 @@ sys.path[:0] = [{tests!r}]
 import checkpoints, helpers, tools, torch
 from test_training import whole_run
 torch.set_num_threads(1)
-helpers.CHECKPOINT_SECONDS = helpers.CHECKPOINT_SHARE = 0
+helpers.run.CHECKPOINT_SECONDS = helpers.run.CHECKPOINT_SHARE = 0
 
 def killed_at(owner, name, calls):
     real, count = getattr(owner, name), [0]
@@ -753,7 +753,7 @@ class Clock:
 @pytest.mark.parametrize("decay", ["linear", "none"])
 def test_a_time_budget(cache, tiny_bert, monkeypatch, capsys, decay):
     clock = Clock()
-    monkeypatch.setattr(helpers, "time", clock)
+    monkeypatch.setattr(helpers.run, "time", clock)
     started = clock.now
     history = train(TEXTS, LABELS, model=tiny_bert,
                     **dict(SHORT, epochs=20, max_minutes=2.0, decay=decay))["history"]
@@ -772,18 +772,18 @@ def test_a_time_budget(cache, tiny_bert, monkeypatch, capsys, decay):
 
 
 def test_a_time_budget_has_a_whole_learning_curve(cache, tiny_bert, monkeypatch):
-    monkeypatch.setattr(helpers, "time", Clock())
+    monkeypatch.setattr(helpers.run, "time", Clock())
     history = train(TEXTS, LABELS, model=tiny_bert, dev=(TEXTS[:8], LABELS[:8]),
                     **dict(SHORT, epochs=20, max_minutes=2.0))["history"]
     measured = [i for i, row in enumerate(history) if "dev_loss" in row]
     assert measured[0] == 0 and measured[-1] == len(history) - 1, "before and after"
-    assert len(measured) == helpers.EVALUATIONS + 1
+    assert len(measured) == helpers.run.EVALUATIONS + 1
     gaps = [b - a for a, b in zip(measured, measured[1:])]
     assert max(gaps) < 2 * min(gaps) + 3, "evenly over the time"
 
 
 def test_a_budget_used_up_before_the_first_step(cache, tiny_bert, monkeypatch, capsys):
-    monkeypatch.setattr(helpers, "time", Clock(1000.0))
+    monkeypatch.setattr(helpers.run, "time", Clock(1000.0))
     history = train(TEXTS, LABELS, model=tiny_bert, dev=(TEXTS[:8], LABELS[:8]),
                     **dict(SHORT, max_minutes=1.0))["history"]
     assert [row["step"] for row in history] == [0]
