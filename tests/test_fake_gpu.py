@@ -69,7 +69,7 @@ def mutate(monkeypatch, module, name, old, new):
     assert source.count(old) == 1, source
     scope = {}
     exec(compile(source.replace(old, new), "mutation", "exec"), vars(module), scope)
-    for one in (helpers, gpu):
+    for one in (helpers, helpers.run, gpu):
         if hasattr(one, name):
             monkeypatch.setattr(one, name, scope[name])
 
