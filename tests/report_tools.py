@@ -83,6 +83,7 @@ def add_gallery(notebooks):
         '    sys.stdout.write("\\r%3d%% of batches" % i); sys.stdout.flush(); time.sleep(.003)\n'
         'print()\nprint("done in " + out_dir)\nprint("word " * 60)\nprint("x" * 300)',
         "## What the figure says",
+        "display(HTML('<table><tr>' + '<td>1,234.5</td>' * 14 + '</tr></table>'))\n"
         "display(HTML('<figure><img alt=\"A > B, in blue\" "
         f"src=\"data:image/png;base64,{picture}\">"
         "<figcaption>Accuracy by length</figcaption></figure>'))\n"
