@@ -300,8 +300,10 @@ def write_history(folder, version):
 
 
 def write_page(folder, version):
-    pages.save_page(folder, "index", titles={}, status={}, profile=str(version), counts="",
-                    answers={}, points=[])
+    row = {"status": "failed", "reason": "", "seconds": 0}
+    titles = {"01_setup_check": pages.read_headline(ROOT / "notebooks" / "01_setup_check.ipynb")}
+    pages.save_page(folder, "01_setup_check", titles=titles, row=row, given={}, log="",
+                    profile=str(version), executed=False)
 
 
 def write_status(folder, version):
@@ -317,7 +319,7 @@ WRITERS = {  # name: (write(folder, version 0 or 1), read(folder), whether one r
     "history.csv": (write_history, read_text("history.csv"), True),
     "trial": (lambda folder, version: files.save_json(str(folder / "x.json"), [version] * 3000),
               read_text("x.json"), True),
-    "page": (write_page, read_text("index.html"), True),
+    "page": (write_page, read_text("01_setup_check.html"), True),
     "status.json": (write_status, read_text("status.json"), True)}
 
 
@@ -479,7 +481,7 @@ def full(*args):
 def test_a_folder_of_another_user(tmp_path):
     (tmp_path / "there").mkdir()
     files.save_json(str(tmp_path / "there" / "x.json"), "old")
-    for folder in (tmp_path, *list(tmp_path.parents)[:2]):
+    for folder in (tmp_path, *list(tmp_path.parents)[:3]):
         os.chmod(str(folder), 0o755)
     os.chmod(str(tmp_path / "there"), 0o555)
     said = str(tmp_path / "said")
