@@ -327,6 +327,17 @@ def show_table(rows, columns=None):
 PAPER = "background:#f7f9fb;color:#1c2733;padding:.7em 1em;overflow-x:auto"  # in a dark Lab too
 
 
+def readable_style():
+    """Return pygments' default style; what is too pale on PAPER, in 2019's or today's, is darker."""
+    from pygments.styles.default import DefaultStyle
+    from pygments.token import Comment, Operator, String, Whitespace
+
+    class Readable(DefaultStyle):
+        styles = {**DefaultStyle.styles, Operator.Word: "bold #008000", Comment: "italic #3D7B7B",
+                  String.Interpol: "bold #A45A77", String.Escape: "bold #8A4B14", Whitespace: ""}
+    return Readable
+
+
 def show_source(function, around="", context=9):
     """Show the source of a function, or of a class, in colour: in Jupyter and in the report.
 
@@ -338,7 +349,7 @@ def show_source(function, around="", context=9):
     from pygments.lexers import Python3Lexer  # PythonLexer is for Python 2 in 2.4
     source, name = inspect.getsource(function), f"{function.__module__}.{function.__qualname__}"
     lines = textwrap.dedent(source).splitlines()
-    look = HtmlFormatter(noclasses=True, nowrap=True)
+    look = HtmlFormatter(style=readable_style(), noclasses=True, nowrap=True)
     code = highlight("\n".join(lines), Python3Lexer(), look).splitlines()  # then cut
     begin, end = 0, len(lines)
     if around:

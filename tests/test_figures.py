@@ -5,6 +5,7 @@ import inspect
 import io
 import math
 import os
+import re
 import sys
 import textwrap
 import types
@@ -206,6 +207,26 @@ def test_source_is_shown_around_a_line(displayed):
     assert ">or</span>" in displayed[2][0]["text/html"], "code behind a docstring is no string"
     with pytest.raises(files.InputError, match="helpers.fit: no line has 'no such text'"):
         figures.show_source(helpers.fit, around="no such text")
+
+
+def luminance(colour):
+    """Return the relative luminance of #rgb or #rrggbb (WCAG 2.2)."""
+    digits = colour[1:] if len(colour) == 7 else "".join(2 * digit for digit in colour[1:])
+    parts = [int(digits[i:i + 2], 16) / 255 for i in (0, 2, 4)]
+    red, green, blue = (c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in parts)
+    return 0.2126 * red + 0.7152 * green + 0.0722 * blue
+
+
+@pytest.mark.parametrize("function", [helpers.fit, helpers.load_bert, helpers.mask_tokens, helpers.pad])
+def test_every_colour_of_a_source_can_be_read(function, displayed):
+    """A contrast of 4.5 to 1 at least, as WCAG wants of text."""
+    figures.show_source(function)
+    paper = luminance(re.search(r"background:(#\w+)", figures.PAPER).group(1))
+    text = displayed[0][0]["text/html"]
+    colours = set(re.findall(r"(?<![-\w])color: ?(#\w+)", text))
+    assert len(colours) > 2
+    assert {c: round((paper + 0.05) / (luminance(c) + 0.05), 2) for c in colours
+            if (paper + 0.05) / (luminance(c) + 0.05) < 4.5} == {}
 
 
 def words_in(figure):
