@@ -328,7 +328,7 @@ PAPER = "background:#f7f9fb;color:#1c2733;padding:.7em 1em;overflow-x:auto"  # i
 
 
 def readable_style():
-    """Return pygments' default style; what is too pale on PAPER, in 2019's or today's, is darker."""
+    """Return pygments' default style; what is too pale on PAPER, on either stack, is darker."""
     from pygments.styles.default import DefaultStyle
     from pygments.token import Comment, Operator, String, Whitespace
 

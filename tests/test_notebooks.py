@@ -286,7 +286,10 @@ PROFILES = sorted((ROOT / "profiles").glob("*.yml")) + [TINY]
 
 
 @pytest.mark.parametrize("path", PROFILES, ids=[path.stem for path in PROFILES])
-def test_profiles_use_declared_keys_of_the_right_type(path):
+def test_profiles_use_declared_keys_of_the_right_type(path, tmp_path, monkeypatch):
+    for folder in ("FILIMDB", "sample"):  # the real reviews need not be here
+        (tmp_path / "data" / folder).mkdir(parents=True)
+    monkeypatch.setattr(profiles, "ROOT", tmp_path)
     declared = {name: parameters(name) for name in PATHS}
     name, profile = profiles.read_profile(str(path), declared)
     assert profile["profile"] == name == path.stem
