@@ -330,11 +330,12 @@ PAPER = "background:#f7f9fb;color:#1c2733;padding:.7em 1em;overflow-x:auto"  # i
 def readable_style():
     """Return pygments' default style; what is too pale on PAPER, on either stack, is darker."""
     from pygments.styles.default import DefaultStyle
-    from pygments.token import Comment, Operator, String, Whitespace
+    from pygments.token import Comment, Name, Operator, String, Whitespace
 
     class Readable(DefaultStyle):
         styles = {**DefaultStyle.styles, Operator.Word: "bold #008000", Comment: "italic #3D7B7B",
-                  String.Interpol: "bold #A45A77", String.Escape: "bold #8A4B14", Whitespace: ""}
+                  String.Interpol: "bold #A45A77", String.Escape: "bold #8A4B14",
+                  Name.Exception: "bold #B5322B", Whitespace: ""}
     return Readable
 
 

@@ -217,7 +217,7 @@ def luminance(colour):
     return 0.2126 * red + 0.7152 * green + 0.0722 * blue
 
 
-@pytest.mark.parametrize("function", [helpers.fit, helpers.load_bert, helpers.mask_tokens, helpers.pad])
+@pytest.mark.parametrize("function", [helpers.fit, helpers.load_bert, helpers.mask_tokens, helpers.accumulate])
 def test_every_colour_of_a_source_can_be_read(function, displayed):
     """A contrast of 4.5 to 1 at least, as WCAG wants of text."""
     figures.show_source(function)
