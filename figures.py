@@ -366,8 +366,3 @@ def show_source(function, around="", context=9):
               f'{html.escape(where)}</summary><pre style="{PAPER}">'
               + "\n".join(code[begin:end]) + "</pre></details>",
               "\n".join([f"{name}, {where}", *lines[begin:end]]))
-
-
-# ---- answers ------------------------------------------------------------------------------------
-
-

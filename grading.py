@@ -48,10 +48,10 @@ class Clock:
         """Return the minutes that are left of the phase."""
         return self.limit - self.agreed((time.time() - self.began) / 60)
 
-    def timed(self, work, *arguments):
+    def timed(self, work, *arguments, **options):
         """Call a function with its arguments; return (what it returns, seconds it took)."""
         started = time.time()
-        outcome = work(*arguments)
+        outcome = work(*arguments, **options)
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
         return outcome, self.agreed(max(time.time() - started, 1e-6))
@@ -91,11 +91,7 @@ def time_pretraining(model, tokens, windows, tokenizer, config, clock):
     make = helpers.masked_batches(tokens, tokenizer, config, clock.device)
     step = make(windows[::math.ceil(len(windows) / config.batch_size)],
                 runtime.generator("timing"))
-    optimizer = helpers.make_optimizer(model, config)
-    for _ in range(2):  # the first call of anything is slower
-        _, seconds = clock.timed(one_step, model, optimizer, step, helpers.mlm_forward, config)
-        if seconds > LONG * clock.limit * 60:
-            break
+    _, seconds = time_step(model, [step, step], helpers.mlm_forward, config, clock)
     _, measuring = clock.timed(helpers.mlm_loss, model, step, clock.device, config.precision)
     held = min(helpers.HELD_OUT, max(1, len(tokens) // 10)) * len(windows) / len(tokens)
     return measuring * held / sum(len(batch["labels"]) for batch in step), seconds
@@ -154,16 +150,10 @@ def formats_of(device):
 
 
 def time_training(model, tokens, label_ids, tokenizer, config, clock):
-    """Return the Speed of a step of training: of the second, where the first was not long."""
+    """Return the Speed of a step of training."""
     batches = helpers.classifier_batches(tokens, label_ids, config, tokenizer, clock.device)
-    optimizer = helpers.make_optimizer(model, config)
-    model.train()
-    for number in range(2):
-        step = batches(number)
-        _, seconds = clock.timed(one_step, model, optimizer, step, helpers.classifier_forward,
-                                 config)
-        if seconds > LONG * clock.limit * 60:
-            break
+    step, seconds = time_step(model, map(batches, range(2)), helpers.classifier_forward, config,
+                              clock)
     read = sum(int(batch["attention_mask"].sum()) for batch in step)
     return Speed(config.seq_len, config.precision, tokens_of(tokens, config.seq_len),
                  read / seconds, seconds)
@@ -172,6 +162,20 @@ def time_training(model, tokens, label_ids, tokenizer, config, clock):
 def tokens_of(tokens, seq_len):
     """Return how many tokens are read of all reviews, [CLS] and [SEP] included."""
     return sum(min(n + 2, seq_len) for n in tokens.lengths)
+
+
+def time_step(model, steps, forward, config, clock):
+    """Make some steps; return the last, and its seconds: the first call of anything is slower.
+
+    A step that takes more than LONG of the limit is the last.
+    """
+    optimizer = helpers.make_optimizer(model, config)
+    model.train()
+    for step in steps:
+        _, seconds = clock.timed(one_step, model, optimizer, step, forward, config)
+        if seconds > LONG * clock.limit * 60:
+            break
+    return step, seconds
 
 
 def one_step(model, optimizer, step, forward, config):
@@ -224,7 +228,8 @@ def classify(data, params, clock, **overrides):
             seq_len = fits
         share = rest[:size if done else max(1, size // 10)]  # a small one first: how fast is it?
         chosen = [data[texts[i][0]].texts[texts[i][1]] for i in share]
-        given, seconds = clock.timed(labels_of, chosen, params, config, seq_len)
+        given, seconds = clock.timed(helpers.classify, chosen, params, what="",
+                                     **dict(overrides, seq_len=seq_len))
         rate = seconds / cost([words[i] for i in share], seq_len)
         labels.update(zip(share, given))
         done += len(share)
@@ -239,17 +244,6 @@ def classify(data, params, clock, **overrides):
     for number, (part, _) in enumerate(texts):
         predicted[part].append(labels[number])
     return predicted
-
-
-def labels_of(texts, params, config, seq_len):
-    """Return the labels of texts, read as params' settings say but with seq_len tokens."""
-    config = helpers.make_config(vars(config), seq_len=seq_len)
-    texts, _ = helpers.check_texts(texts)
-    model = params["model"].to(runtime.pick_device(config.device))
-    texts = [helpers.truncate_words(text, config.words, config.keep) for text in texts]
-    tokens = helpers.Tokens(helpers.sealed_table(helpers.tokenize(texts, params["tokenizer"])))
-    logits = helpers.predict_logits(model, tokens, params["tokenizer"], config)
-    return [helpers.LABELS[i] for i in logits.argmax(1).tolist()]
 
 
 def cost(words, seq_len):

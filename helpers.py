@@ -1117,8 +1117,11 @@ def probabilities(texts, params, **overrides):
     return classifier_logits(texts, params, **overrides).softmax(1)
 
 
-def classifier_logits(texts, params, **overrides):
-    """Return the logits of texts, float32 (n, 2) on the CPU, as params' own settings cut them."""
+def classifier_logits(texts, params, what="classifying", **overrides):
+    """Return the logits of texts, float32 (n, 2) on the CPU, as params' own settings cut them.
+
+    what: a name for the progress bar, silent without one. overrides: fields of Config.
+    """
     check_params(params)
     config = make_config(vars(params["config"]), **overrides)
     texts, _ = check_texts(texts)
@@ -1126,7 +1129,7 @@ def classifier_logits(texts, params, **overrides):
         return torch.zeros(0, len(LABELS))
     model = params["model"].to(pick_device(config.device))
     return predict_logits(model, prepare(texts, params["tokenizer"], config),
-                          params["tokenizer"], config, "classifying")
+                          params["tokenizer"], config, what)
 
 
 def check_params(params):

@@ -532,7 +532,7 @@ def run_trial(config, train_part, dev_part):
 
 def final_metrics(params, train_part, dev_part):
     """Return ({dev_loss, dev_accuracy, train_...}, "0110..." right or wrong on dev, constant?)."""
-    logits = logits_of(params, dev_part.texts)
+    logits = helpers.classifier_logits(dev_part.texts, params, what="")
     targets = torch.tensor([helpers.LABEL_IDS[label] for label in dev_part.labels])
     correct = right_string(logits, dev_part.labels)
     last = [row for row in params["history"] if "dev_loss" in row][-1]
@@ -540,12 +540,6 @@ def final_metrics(params, train_part, dev_part):
                "dev_accuracy": correct.count("1") / len(correct),
                "train_loss": last["train_loss"], "train_accuracy": last["train_accuracy"]}
     return metrics, correct, len(set(logits.argmax(1).tolist())) == 1
-
-
-def logits_of(params, texts):
-    """Return the logits of a trained model for texts, cut as in its training: (n, labels)."""
-    tokens = helpers.prepare(texts, params["tokenizer"], params["config"])
-    return helpers.predict_logits(params["model"], tokens, params["tokenizer"], params["config"])
 
 
 def reset_peak_memory():
