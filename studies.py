@@ -172,12 +172,6 @@ class Study:
         rows = AnswerList(self.answers)
         show_html(rows._repr_html_(), repr(rows))
 
-    @property
-    def sample_size(self):
-        """Return seeds and reviews in words: "5 seeds, 2,000 reviews"."""
-        return (f"{effects.number_of(len(self.seeds), 'seed')}, "
-                f"{effects.number_of(len(self.dev.texts), 'review')}")
-
     def facts(self):
         """Return what is known of the run before any trial, {name: value in words}."""
         device = runtime.pick_device()
@@ -555,9 +549,6 @@ def peak_memory():
     import resource
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (
         1 if sys.platform == "darwin" else 1024)
-
-
-# ---- statistics --------------------------------------------------------------------------------
 
 
 # ---- optimizers and regularizers (notebooks 06 to 08) ------------------------------------------
