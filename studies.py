@@ -161,7 +161,8 @@ class Study:
         row = {"question": question, "answer": answer[:1].upper() + answer[1:], "figure": figure,
                "verdict": verdict, "point": point}
         self.answers.append(row)
-        said = f"Expected {expected or 'as said above'}: {verdict}." if verdict else ""
+        said = (f"Expected {expected}" if expected else "The expectation above") + f": {verdict}."
+        said *= bool(verdict)
         asked = f" <small>(assignment: {point})</small>" if point else ""
         show_html(f'<p class="answer" style="{BOX}"><strong>{html.escape(question)}</strong> '
                   f'{html.escape(row["answer"])} <em>{html.escape(said)}</em>{asked}</p>',
