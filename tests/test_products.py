@@ -217,6 +217,7 @@ def test_a_thread_begins_while_the_last_one_ends(machine, monkeypatch, paused):
         with cpu.fast_products(CPU):
             switch.slow = True
         ended.set()
+        ending.set()
 
     def next_one():
         ending.wait(60)
