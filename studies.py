@@ -75,6 +75,7 @@ class Study:
         self.margin = effects.MARGINS.get(profile, effects.MARGINS["small"])
         self.answers = AnswerList()
         self.plan = []
+        self.missing = []  # groups of trials that the store lacks: "control: 5 of 10"
         self._baselines = {}
 
     def run(self, what, train=None, dev=None, seeds=None, **settings):
@@ -100,6 +101,8 @@ class Study:
         train, dev = train or self.train, dev or self.dev
         self.note_plan(what, grid, train, dev)
         rows = run(grid, train, dev, os.path.join(self.out_dir, "trials"), what)
+        if len(rows) < len(grid):
+            self.missing.append(f"{what}: {len(grid) - len(rows)} of {len(grid)}")
         note = note_of_trials(rows, train, dev)
         said = (f"{what}: {effects.number_of(len(rows), 'trial')}, "
                 f"{sum(note['seconds'].values()) / 60:.1f} minutes of training")
@@ -169,9 +172,13 @@ class Study:
                   f'{question} {row["answer"]} {said}', answer=row)
 
     def summary(self):
-        """Show all answers in one table."""
-        rows = AnswerList(self.answers)
+        """Show all answers in one table; say which trials were missing."""
+        rows = AnswerList(dict(row, verdict=row["verdict"] or "-") for row in self.answers)
         show_html(rows._repr_html_(), repr(rows))
+        if self.missing:
+            groups = "; ".join(self.missing)
+            said = f"Trials that were not there when this page was made: {groups}."
+            show_html(f"<p><strong>{html.escape(said)}</strong></p>", said)
 
     def facts(self):
         """Return what is known of the run before any trial, {name: value in words}."""
@@ -184,7 +191,7 @@ class Study:
             "model": self.model, "data": self.data_dir,
             "reviews": f"{len(self.train.texts):,} for training, {len(self.dev.texts):,} of dev",
             "seeds": ", ".join(map(str, self.seeds)),
-            "smallest difference to be seen": f"about {smallest:.1f} points{of_what}",
+            "smallest difference to be seen": f"about {smallest:.1f} points at best{of_what}",
             "equivalent": f"within {self.margin:g} points",
             "device": device_name(device),
             "versions": ", ".join(f"{name} {version}" for name, version in VERSIONS.items())}

@@ -627,3 +627,20 @@ def test_a_page_notes_its_trials_and_its_run_for_the_report(tmp_path, monkeypatc
         file.write("one more\n")
     study.data_dir = str(other)
     assert study.run_note()["data"] != kept["run"]["data"]
+
+
+def test_a_page_says_which_trials_were_missing(tmp_path, monkeypatch):
+    shown = []
+    monkeypatch.setattr(studies, "show_html", lambda text, plain="", **notes: shown.append(plain))
+    monkeypatch.setenv("FILIMDB_STORED", "1")
+    monkeypatch.setattr(studies, "stored_trials", lambda grid, *_: [dict(
+        row(0.5, config["seed"]), history=[], seconds=1.0, checksum="0" * 64, model="m", n_train=3,
+        n_dev=4) for config in grid if config["seed"]])
+    study = studies.Study("page", "sample", str(ROOT / "data/sample"), str(ROOT / "data/sample/bert"),
+                          str(tmp_path), 3, 4, [0, 1, 2], seq_len=16)
+    study.summary()
+    assert "not there" not in shown[-1]
+    study.run("rates", lr=[1e-3, 1e-4])
+    study.run("again", seeds=[1, 2])
+    study.summary()
+    assert shown[-1] == "Trials that were not there when this page was made: rates: 2 of 6."

@@ -290,5 +290,5 @@ def bare_study():
     """Return a Study with what its answers need, and no data."""
     import studies
     study = studies.Study.__new__(studies.Study)
-    study.answers = []
+    study.answers, study.missing = [], []
     return study
