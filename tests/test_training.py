@@ -255,6 +255,65 @@ def test_two_steps_by_the_formula(kind):
             assert np.abs(p.detach().numpy() - w[name]).max() < 1e-9
 
 
+def rate_of(name, lr, decay, n_layers):
+    """Sun et al. 2019, 5.3.4: the top layer has the base rate, each one below decay times less."""
+    if "embeddings" in name:
+        return lr * decay ** n_layers
+    for number in range(n_layers):
+        if f"layer.{number}." in name:
+            return lr * decay ** (n_layers - 1 - number)
+    assert name.startswith(("bert.pooler.", "classifier.", "cls.")), name
+    return lr
+
+
+@pytest.mark.parametrize("head", ["classifier", "mlm"])
+@pytest.mark.parametrize("decay", [1.0, 0.5])
+def test_the_learning_rate_decays_from_the_head_to_the_embeddings(tmp_path, head, decay):
+    model = load_bert(make_tiny_bert(tmp_path / "bert", layers=3), head)[0]
+    groups = make_optimizer(model, make_config(lr=0.8, weight_decay=0.25, layer_decay=decay)
+                            ).param_groups
+    found = {id(p): (group["lr"], group["weight_decay"]) for group in groups for p in group["params"]}
+    for name, p in model.named_parameters():
+        assert found[id(p)] == (pytest.approx(rate_of(name, 0.8, decay, 3)),
+                                0.25 if p.dim() > 1 else 0.0), name
+    assert sum(len(group["params"]) for group in groups) == len(list(model.parameters()))
+    assert len(groups) == (2 if decay == 1 else 2 * (1 + 3)), "the head has the top layer's rate"
+
+
+def test_steps_with_layer_decay_by_a_plain_loop(tiny_bert):
+    """PyTorch's own Adam with a group for each parameter, its rate set at every step."""
+    window = window_of(ROWS, BINARY, [24])
+    ours, theirs = (load_bert(tiny_bert, "classifier", 0.0, 0.0)[0] for _ in range(2))
+    history = fit(ours, lambda step: window, 6, 6, classifier_forward, make_config(
+        lr=0.01, layer_decay=0.5, warmup=0.5, clip_norm=0.0, device="cpu"))
+    optimizer = torch.optim.Adam([{"params": [p], "name": name}
+                                  for name, p in theirs.named_parameters()])
+    factors = [0, 1 / 3, 2 / 3, 1, 2 / 3, 1 / 3]
+    for factor in factors:
+        for group in optimizer.param_groups:
+            group["lr"] = factor * rate_of(group["name"], 0.01, 0.5, 2)
+        optimizer.zero_grad()
+        F.cross_entropy(theirs(window[0]["input_ids"], attention_mask=window[0]["attention_mask"])[0],
+                        window[0]["labels"]).backward()
+        optimizer.step()
+    for (name, p), q in zip(ours.named_parameters(), theirs.parameters()):
+        if not name.endswith("key.bias"):  # its gradient is 0 but for the last digits
+            assert float((p - q).detach().abs().max()) < 1e-5, name
+    assert [row["lr"] for row in history] == pytest.approx([0.01 * factor for factor in factors])
+
+
+def test_a_run_with_layer_decay_goes_on_bit_for_bit(cache, tiny_bert, monkeypatch):
+    undisturbed = whole_run(tiny_bert, layer_decay=0.7)
+    assert weights_digest(undisturbed["model"]) != weights_digest(whole_run(tiny_bert)["model"])
+    with monkeypatch.context() as patch:
+        interrupt(patch, "sample_of_step", 10)
+        with pytest.raises(KeyboardInterrupt):
+            whole_run(tiny_bert, layer_decay=0.7)
+    resumed = whole_run(tiny_bert, layer_decay=0.7)
+    assert timeless(resumed["history"]) == timeless(undisturbed["history"])
+    assert weights_digest(resumed["model"]) == weights_digest(undisturbed["model"])
+
+
 # ---- the loop against others -------------------------------------------------------------------
 
 @pytest.mark.skipif(not TODAY, reason="transformers 2.1 has no Trainer")
