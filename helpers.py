@@ -83,8 +83,9 @@ class Config:
     """Every hyperparameter of `train`; `pretrain` takes the same keys with MLM_DEFAULTS.
 
     Sources: [D] Devlin et al. 2019 (BERT), appendix A; [S] Sun et al. 2019 (How to Fine-Tune BERT
-    for Text Classification?), section 5; [A] the course's assignment; [M] Micikevicius et al.
-    2018, Mixed Precision Training: weights, gradients and Adam's moments stay fp32.
+    for Text Classification?), section 5; [A] the course's assignment; [I] Izmailov et al. 2018,
+    Averaging Weights Leads to Wider Optima; [M] Micikevicius et al. 2018, Mixed Precision
+    Training: weights, gradients and Adam's moments stay fp32.
     """
 
     model: str = dataclasses.field(default_factory=default_model)  # hub name or folder [A]
@@ -100,6 +101,7 @@ class Config:
     warmup: float = 0.1        # share of all optimizer steps [S, D]
     decay: str = "linear"      # of the learning rate after warm-up; linear: to 0 [D]
     layer_decay: float = 1.0   # factor of lr from a layer to the one below it; 0.95 in [S]
+    average: float = 0.0       # share of the last steps whose weights' mean is taken; 0 = none [I]
     clip_norm: float = 1.0     # largest L2 norm of the whole gradient; 0 = no clipping [D's code]
     dropout: float = 0.1       # on embeddings, layer outputs and the classifier's input [D]
     attention_dropout: float = 0.1  # on attention weights [D]
@@ -122,6 +124,7 @@ RULES = {  # key: (what its value must be, in words, the check)
                   lambda v: v in ("auto", "fp32")
                   or v in ("bf16", "fp16") and hasattr(torch, "autocast")),
     "layer_decay": ("more than 0 and at most 1", lambda v: 0 < v <= 1),
+    "average": ("a share of all steps, at least 0 and at most 1", lambda v: 0 <= v <= 1),
     "model": ("a hub name or a folder", bool), "device": ("a device's name", lambda v: True),
     **dict.fromkeys(("batch_size", "accumulation", "epochs"), ("1 or more", lambda v: v >= 1)),
     "warmup": ("a share of all steps, at least 0 and below 1", lambda v: 0 <= v < 1),

@@ -773,6 +773,87 @@ def test_a_finished_run_is_not_reused(cache, tiny_bert, monkeypatch):
     assert timeless(one["history"]) == timeless(two["history"])
 
 
+# ---- the mean of the last weights ----------------------------------------------------------------
+
+class Copies:
+    """Copies of the weights after every step, taken where the loop forgets its gradients."""
+
+    def __init__(self, monkeypatch):
+        self.taken, real = [], helpers.clear_gradients
+        monkeypatch.setattr(helpers, "clear_gradients", lambda model: (
+            self.taken.append([p.detach().double() for p in model.parameters()]), real(model)))
+
+    def mean_of_last(self, n):
+        """Return the mean of the last n copies, a tensor a parameter."""
+        return [torch.stack(tensors).mean(0) for tensors in zip(*self.taken[-n:])]
+
+
+@pytest.mark.parametrize("share,n", [(0.25, 4), (0.1, 2), (0.5, 8), (1.0, 16)])
+def test_training_returns_the_mean_of_the_last_weights(cache, tiny_bert, monkeypatch, share, n):
+    copies = Copies(monkeypatch)
+    params = whole_run(tiny_bert, average=share)
+    assert len(copies.taken) == 16
+    for got, expected in zip(params["model"].parameters(), copies.mean_of_last(n)):
+        assert float((got.detach() - expected).abs().max()) < 1e-6
+    last = params["history"][-1]
+    tokens = helpers.prepare(TEXTS[:9], params["tokenizer"], params["config"])
+    ids = [helpers.LABEL_IDS[label] for label in LABELS[:9]]
+    assert last["dev_loss"] == helpers.measure(params["model"], tokens, ids, params["tokenizer"],
+                                               params["config"])["loss"], "of what is returned"
+
+
+def test_without_a_share_the_last_weights_are_returned(cache, tiny_bert, monkeypatch):
+    copies = Copies(monkeypatch)
+    params = whole_run(tiny_bert, average=0.0)
+    assert all(torch.equal(got.detach().double(), last)
+               for got, last in zip(params["model"].parameters(), copies.taken[-1]))
+    with_mean = whole_run(tiny_bert, average=0.5)
+    assert losses(with_mean["history"]) == losses(params["history"]), "training itself is the same"
+
+
+def test_an_interrupted_run_goes_on_with_its_mean_bit_for_bit(cache, tiny_bert, monkeypatch):
+    undisturbed = whole_run(tiny_bert, average=0.5)
+    for name, calls in [("sample_of_step", 3), ("sample_of_step", 12), ("sample_of_step", 16),
+                        ("measure", 17), ("measure", 18)]:  # 17, 18: after the last step
+        with monkeypatch.context() as patch:
+            interrupt(patch, name, calls)
+            with pytest.raises(KeyboardInterrupt):
+                whole_run(tiny_bert, average=0.5)
+        resumed = whole_run(tiny_bert, average=0.5)
+        assert timeless(resumed["history"]) == timeless(undisturbed["history"]), (name, calls)
+        assert weights_digest(resumed["model"]) == weights_digest(undisturbed["model"])
+
+
+def test_a_finished_run_that_is_held_keeps_its_mean(cache, tiny_bert):
+    held = whole_run(tiny_bert, average=0.5, hold=True)
+    again = whole_run(tiny_bert, average=0.5, hold=True)
+    assert again["history"] == held["history"], "not trained again"
+    assert weights_digest(again["model"]) == weights_digest(held["model"])
+
+
+@pytest.mark.parametrize("dev", [None, (TEXTS[:8], LABELS[:8])])
+def test_the_last_weights_of_a_time_budget(cache, tiny_bert, monkeypatch, dev):
+    monkeypatch.setattr(helpers.run, "time", Clock())
+    copies = Copies(monkeypatch)
+    params = train(TEXTS, LABELS, model=tiny_bert, dev=dev,
+                   **dict(SHORT, epochs=20, max_minutes=2.0, average=0.5))
+    taken = [row for row in params["history"] if row["seconds"] > 60 and row["step"]]
+    assert 5 < len(taken) < len(copies.taken) < 160
+    expected = [copies.mean_of_last(len(taken) + more) for more in (-1, 0, 1)]
+    distances = [max(float((got.detach() - mean).abs().max())
+                     for got, mean in zip(params["model"].parameters(), means))
+                 for means in expected]
+    assert min(distances) < 1e-6 and max(distances) > 1e-5
+
+
+def test_masked_lm_takes_the_mean_too(cache, tiny_bert, monkeypatch):
+    copies = Copies(monkeypatch)
+    note = helpers.pretrain(TEXTS, model=tiny_bert, **dict(SHORT, average=0.5))
+    model = load_bert(note["path"], "mlm")[0]
+    for got, expected in zip(model.parameters(), copies.mean_of_last(-(-len(copies.taken) // 2))):
+        assert float((got.detach() - expected).abs().max()) < 1e-6
+
+
 # ---- what else may happen ----------------------------------------------------------------------
 
 def test_a_loss_that_is_nan_stops_the_run(cache, tiny_bert):
