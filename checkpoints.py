@@ -45,7 +45,7 @@ BERT_SETTINGS = {
     "followed": ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads",
                  "intermediate_size", "hidden_act", "max_position_embeddings", "type_vocab_size",
                  "layer_norm_eps"),
-    "arguments": ("hidden_dropout_prob", "attention_probs_dropout_prob", "num_labels"),
+    "arguments": ("hidden_dropout_prob", "attention_probs_dropout_prob", "num_labels", "pooling"),
     "left out": ("classifier_dropout",  # so that `dropout` is meant
                  "chunk_size_feed_forward", "gradient_checkpointing", "use_cache",  # memory only
                  "attn_implementation", "_attn_implementation", "dtype", "torch_dtype",

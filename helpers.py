@@ -57,7 +57,7 @@ from files import (
     InputError, cache_dir, cut, digest_of, find_path, html_table, load_table, nearest,
     open_atomically, remove_if_there, save_history, say, sealed_table, utf8, warn)
 from gpu import (
-    CALM_TOKENS, calm_limits, classifier_outputs, hidden_states, micro_floor,
+    CALM_TOKENS, POOLINGS, calm_limits, classifier_outputs, hidden_states, micro_floor,
     one_behind, pick_targets, ready_batch, to_device, unpadding, unpads)
 from run import Diverged, Run, clear_gradients
 from runtime import (
@@ -103,6 +103,7 @@ class Config:
     layer_decay: float = 1.0   # factor of lr from a layer to the one below it; 0.95 in [S]
     average: float = 0.0       # share of the last steps whose weights' mean is taken; 0 = none [I]
     clip_norm: float = 1.0     # largest L2 norm of the whole gradient; 0 = no clipping [D's code]
+    pooling: str = "cls"       # what the classifier reads: [CLS] [D], or the mean of all tokens
     dropout: float = 0.1       # on embeddings, layer outputs and the classifier's input [D]
     attention_dropout: float = 0.1  # on attention weights [D]
     whole_word: bool = False   # pretrain only: mask whole words instead of single tokens
@@ -136,7 +137,8 @@ AT_LEAST_0 = ("0 or more, and finite", lambda v: 0 <= v < math.inf)  # every oth
 
 def rule_of(key):
     """Return (what a hyperparameter's value must be, in words, the check)."""
-    choices = {"keep": TRUNCATIONS, "optimizer": OPTIMIZERS, "decay": DECAYS}.get(key)
+    choices = {"keep": TRUNCATIONS, "optimizer": OPTIMIZERS, "decay": DECAYS,
+               "pooling": POOLINGS}.get(key)
     if choices:
         *others, last = choices
         return f"{', '.join(others)} or {last}", choices.__contains__
@@ -604,14 +606,14 @@ HEADS = {"classifier": BertModel, "mlm": BertForPreTraining,
 
 @exclusive
 def load_bert(model=None, head="classifier", dropout=0.1, attention_dropout=0.1, seed=0,
-              num_labels=2):
+              num_labels=2, pooling="cls"):
     """Load a pretrained BERT: return (model in eval mode on the CPU, tokenizer).
 
     model: a local folder (config.json, vocab.txt, weights) or a name on the hub; the argument
     beats BERT_MODEL from the environment, which beats bert-base-uncased. head: "classifier" (a
     new layer over the pooler, N(0, 0.02) by `seed`, the same on both stacks), "mlm" (the
     checkpoint's masked-LM head, tied to the embeddings; what it lacks is made new) or "trained"
-    (the checkpoint's classifier).
+    (the checkpoint's classifier). pooling: what the classifier reads, as in Config.
     Raises InputError that says what was tried and how to give a local folder.
 
     >>> bert, tokenizer = load_bert("data/sample/bert")
@@ -628,7 +630,7 @@ def load_bert(model=None, head="classifier", dropout=0.1, attention_dropout=0.1,
     with quiet_transformers():
         config = read_config(name, folder)
         config.hidden_dropout_prob, config.num_labels = dropout, num_labels
-        config.attention_probs_dropout_prob = attention_dropout
+        config.attention_probs_dropout_prob, config.pooling = attention_dropout, pooling
         bert, info = attempt("weights", name, HEADS[head].from_pretrained, folder, config=config,
                              output_loading_info=True)
         tokenizer = attempt("vocab.txt", name, BertTokenizer.from_pretrained, folder,
@@ -951,7 +953,7 @@ def prepare(texts, tokenizer, config):
 def start(config, head, content):
     """Return (model on its device, tokenizer, key of the run) for `train` and `pretrain`."""
     model, tokenizer = load_bert(config.model, head, config.dropout, config.attention_dropout,
-                                 config.seed)
+                                 config.seed, pooling=config.pooling)
     known = (head, named_settings(config), model_digest(model, tokenizer), VERSIONS,
              RESULTS_VERSION)
     key = digest_of(itertools.chain(known, content))[:32]
@@ -1168,8 +1170,8 @@ def check_params(params):
 def save_classifier(folder, params):
     """Write a trained classifier as a folder; it appears whole, in the place of an older one.
 
-    `load_classifier` reads it, and so do transformers' own BertForSequenceClassification and
-    BertTokenizer, on either stack, whichever wrote it.
+    `load_classifier` reads it, and so do transformers' own BertForSequenceClassification (which
+    knows pooling "cls" alone) and BertTokenizer, on either stack, whichever wrote it.
     """
     check_params(params)
     place = check_place(folder)
@@ -1200,7 +1202,8 @@ def load_classifier(folder):
         raise InputError(f"{folder}: its labels are {', '.join(note['labels'])}, not "
                          f"{', '.join(LABELS)}")
     config = make_config(**dict(note["config"], model=place))
-    model, tokenizer = load_bert(place, "trained", config.dropout, config.attention_dropout)
+    model, tokenizer = load_bert(place, "trained", config.dropout, config.attention_dropout,
+                                 pooling=config.pooling)
     history = []
     with contextlib.suppress(FileNotFoundError), open(
             os.path.join(place, "history.json"), encoding="utf-8") as file:
@@ -1477,13 +1480,6 @@ def fit_and_label(words, model, texts, labels, unseen):
     return [str(label) for label in model.fit(features, labels).predict(words.transform(unseen))]
 
 
-POOLINGS = {  # (hidden states (batch, tokens, hidden), mask (batch, tokens)) -> (batch, hidden)
-    "cls": lambda hidden, mask: hidden[:, 0],
-    "mean": lambda hidden, mask: ((hidden * mask.to(hidden.dtype)[..., None]).sum(1)
-                                  / mask.sum(1).to(hidden.dtype)[:, None]),
-}
-
-
 class Pooled(torch.nn.Module):
     """A BERT whose "logits" are one vector a text, so that `predict_logits` makes its batches."""
 
@@ -1495,7 +1491,7 @@ class Pooled(torch.nn.Module):
     def forward(self, input_ids, attention_mask):
         """Return (features,) of a batch, (batch, hidden)."""
         hidden = self.bert(input_ids, attention_mask=attention_mask)[0]
-        return (self.pool(hidden.float(), attention_mask),)
+        return (self.pool(hidden.float(), {"attention_mask": attention_mask}),)
 
 
 def frozen_features(texts, model, tokenizer, config, pooling="mean"):

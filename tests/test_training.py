@@ -199,6 +199,20 @@ def test_a_micro_batch_without_targets(tiny_bert):
     assert gradient_of(model, nothing, mlm_forward)[1]["loss"] is None, "not measured"
 
 
+def test_mean_pooling_learns_by_the_gradients_of_its_definition(tiny_bert):
+    model = fill(load_bert(tiny_bert, "classifier", 0.0, 0.0, pooling="mean")[0], seed=2)
+    parts = [F.cross_entropy(model.classifier(model.bert(torch.tensor([row]))[0].mean(1)),
+                             torch.tensor([label])) for row, label in zip(ROWS, BINARY)]
+    loss = sum(parts) / len(parts)
+    loss.backward()
+    expected = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+    model.zero_grad()
+    got, row = gradient_of(model, window_of(ROWS, BINARY, [17, 1, 6]), classifier_forward)
+    assert row["loss"] == pytest.approx(float(loss.detach()), rel=1e-6)
+    assert_same_gradients(got, expected)
+    assert not any(name.startswith("bert.pooler") for name in expected), "the pooler takes no part"
+
+
 # ---- clipping and weight decay -----------------------------------------------------------------
 
 @pytest.mark.parametrize("clip_norm", [0.0, 0.01, 1e6])
