@@ -225,10 +225,9 @@ class WeightsMean:
             mean.lerp_(parameter.detach(), 1 / self.steps)
 
     def use(self):
-        """Give the model the mean, if there is one, and forget it."""
+        """Give the model the mean, if there is one."""
         for mean, parameter in zip(self.weights, self.model.parameters()):
             parameter.data.copy_(mean)
-        self.steps, self.weights = 0, []
 
     def state_dict(self):
         """Return the state for a checkpoint."""
