@@ -1130,7 +1130,15 @@ def classify(texts, params, **overrides):
     >>> classify(["bad", "good"], params)
     ['neg', 'pos']
     """
-    logits = classifier_logits(texts, params, **overrides)
+    return labels_of(classifier_logits(texts, params, **overrides))
+
+
+def labels_of(logits):
+    """Return the label of each text by its logits, (n, 2).
+
+    >>> labels_of(torch.tensor([[0.5, -0.5], [0.1, 0.2]]))
+    ['neg', 'pos']
+    """
     return [LABELS[i] for i in logits.argmax(1).tolist()] if len(logits) else []
 
 
