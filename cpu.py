@@ -204,12 +204,17 @@ def parallel_map(work, items, device):
                 one.cancel()
 
 
+def as_array(x):
+    """Return a tensor's memory as an array; of bf16, which numpy lacks, the bits: times 0 or 1."""
+    return (x.view(torch.int16) if x.dtype == torch.bfloat16 else x).numpy()
+
+
 class DroppedAttention(torch.autograd.Function):
     """softmax(query key' + bias), dropout, times value; in chunks, each by a core of its own.
 
-    query, key, value: (n, seq, size), bias: (n, 1, seq) or None. The backward pass makes the
-    weights again instead of keeping them, as Dao et al. 2022 do it: of n x seq x seq numbers only
-    a bit each is held, whether it was dropped.
+    query, key, value: (n, seq, size), bias: (n, 1, seq) or None; all in fp32, or all in bf16. The
+    backward pass makes the weights again instead of keeping them, as Dao et al. 2022 do it: of
+    n x seq x seq numbers only a bit each is held, whether it was dropped.
     """
 
     @staticmethod
@@ -238,7 +243,7 @@ class DroppedAttention(torch.autograd.Function):
         def attend(number, some, weights):
             kept = kept_positions(weights.shape, cut, [seed, some.start])
             ctx.kept[number] = np.packbits(kept)
-            np.multiply(weights.numpy(), kept, out=weights.numpy())
+            np.multiply(as_array(weights), kept, out=as_array(weights))
             torch.bmm(weights, value[some], out=out[some])
 
         DroppedAttention.by_chunks(attend, query, key, bias)
@@ -251,13 +256,15 @@ class DroppedAttention(torch.autograd.Function):
         """Return the gradients of query, key and value."""
         query, key, value, bias, out = ctx.saved_tensors
         to_query, to_key, to_value = (torch.empty_like(query) for _ in range(3))
-        minus_mean = -(grad * out).sum(-1, keepdim=True)  # of a row's gradients, by its weights
+        minus_mean = -(grad.float() * out).sum(-1, keepdim=True).to(grad.dtype)  # of a row's
+        # gradients, by its weights
         grad = grad * (1 / ctx.share)
 
         def go_back(number, some, weights):
             bits = np.unpackbits(ctx.kept[number])[:weights.numel()]
             kept = torch.empty_like(weights)
-            np.multiply(weights.numpy(), bits.view(bool).reshape(weights.shape), out=kept.numpy())
+            np.multiply(as_array(weights), bits.view(bool).reshape(weights.shape),
+                        out=as_array(kept))
             torch.bmm(kept.transpose(1, 2), grad[some], out=to_value[some])
             to_weights = torch.bmm(grad[some], value[some].transpose(1, 2))
             to_scores = weights.mul_(minus_mean[some]).addcmul_(to_weights, kept)
@@ -282,14 +289,15 @@ def cpu_attention(module, query, key, value, attention_mask, dropout=0.0, scalin
         return sdpa_attention_forward(module, query, key, value, attention_mask, dropout=dropout,
                                       scaling=scaling, **kwargs)
     (batch, heads, seq, size), kind = query.shape, query.dtype
+    own = kind if kind == torch.bfloat16 else torch.float32  # fp16 has no range for scores
     bias = None
     if attention_mask is not None:  # the same for every query: padding is not attended to
-        bias = torch.zeros(batch, 1, 1, seq).masked_fill_(
-            ~attention_mask[:, :, :1], torch.finfo(torch.float32).min)
+        bias = torch.zeros(batch, 1, 1, seq, dtype=own).masked_fill_(
+            ~attention_mask[:, :, :1], torch.finfo(own).min)
         bias = bias.expand(batch, heads, 1, seq).reshape(-1, 1, seq)
-    query, key, value = query.float() * scaling, key.float(), value.float()
+    query, key, value = query.to(own) * scaling, key.to(own), value.to(own)
     rows = [x.reshape(-1, seq, size) for x in (query, key, value)]
-    with torch.autocast("cpu", enabled=False):  # fp32 in here whatever the precision around it
+    with torch.autocast("cpu", enabled=False):  # in here nothing changes its format
         out = DroppedAttention.apply(*rows, bias, dropout, next_seed())
     out = out.view(batch, heads, seq, size).transpose(1, 2)
     return out.contiguous().to(kind), None

@@ -148,6 +148,16 @@ def number_of(n, noun):
     return f"{n:,} {noun}{'s' * (n != 1)}"
 
 
+def sample_size(trials):
+    """Return how many seeds a setting has, and dev reviews, in words: "3 seeds, 2,000 reviews"."""
+    settings = [key for key in vars(helpers.Config()) if key in trials
+                and key not in ("seed", "data_seed")]
+    counts = trials.groupby(settings)["seed"].nunique()
+    least = f"{counts.min()} to " * (counts.min() < counts.max())
+    reviews = number_of(trials["n_dev"].max(), "review")
+    return f"{least}{number_of(counts.max(), 'seed')}, {reviews}"
+
+
 def as_array(correct):
     """Return "0110..." as an array of 0 and 1."""
     return np.frombuffer(correct.encode("ascii"), dtype=np.uint8) - np.float64(48)

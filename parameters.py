@@ -13,7 +13,7 @@ from files import InputError, nearest
 
 ROOT = Path(__file__).resolve().parent
 PROFILES = ROOT / "profiles"
-MAY_BE_0 = "n_train", "n_dev", "mlm_minutes", "seeds"  # all, all, no limit, a seed like others
+MAY_BE_0 = "n_train", "n_dev", "seeds", "control_seeds"  # all, all, a seed like others
 LENGTHS = "seq_len", "max_tokens"  # [CLS], a token and [SEP] at least; at most BERT's positions
 INJECTED = "# Parameters\n"  # the first line of the cell that papermill puts behind the declaring
 

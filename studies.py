@@ -161,7 +161,8 @@ class Study:
         row = {"question": question, "answer": answer[:1].upper() + answer[1:], "figure": figure,
                "verdict": verdict, "point": point}
         self.answers.append(row)
-        said = f"Expected {expected or 'as said above'}: {verdict}." if verdict else ""
+        said = (f"Expected {expected}" if expected else "The expectation above") + f": {verdict}."
+        said *= bool(verdict)
         asked = f" <small>(assignment: {point})</small>" if point else ""
         show_html(f'<p class="answer" style="{BOX}"><strong>{html.escape(question)}</strong> '
                   f'{html.escape(row["answer"])} <em>{html.escape(said)}</em>{asked}</p>',
@@ -171,12 +172,6 @@ class Study:
         """Show all answers in one table."""
         rows = AnswerList(self.answers)
         show_html(rows._repr_html_(), repr(rows))
-
-    @property
-    def sample_size(self):
-        """Return seeds and reviews in words: "5 seeds, 2,000 reviews"."""
-        return (f"{effects.number_of(len(self.seeds), 'seed')}, "
-                f"{effects.number_of(len(self.dev.texts), 'review')}")
 
     def facts(self):
         """Return what is known of the run before any trial, {name: value in words}."""
@@ -555,9 +550,6 @@ def peak_memory():
     import resource
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (
         1 if sys.platform == "darwin" else 1024)
-
-
-# ---- statistics --------------------------------------------------------------------------------
 
 
 # ---- optimizers and regularizers (notebooks 06 to 08) ------------------------------------------

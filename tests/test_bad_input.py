@@ -474,7 +474,7 @@ def test_a_hub_that_answers_no_model(kind, place, hub, tmp_path):
 PARAMETERS = {  # of two notebooks, as the real ones declare them
     "01_one": 'lr = 2e-5  # step\nepochs = 1\nsizes = [1, 2]\nfast = True\nbert = "a"\nout_dir = ""',
     "02_two": "seq_len = 128\nks = [8]\nseeds = [0]\nn_train = 0\nlrs = [1e-3]\nlimit = None\n"
-              'mlm_minutes = 0.0\ndata_dir = "notebooks"\nout_dir = ""'}
+              'n_dev = 0\ndata_dir = "notebooks"\nout_dir = ""'}
 BOUNDS = "finite and more than 0"
 PROFILES = {  # what profiles/sample.yml holds: words
     "learning_rate: 1.0": ["sample.yml: learning_rate: 1.0", "use one of", "lr"],
@@ -494,7 +494,7 @@ PROFILES = {  # what profiles/sample.yml holds: words
     "seq_len: 513": ["seq_len: 513", "3 to 512"], "epochs: 0": ["epochs: 0", BOUNDS],
     "ks: [8, 0]": ["ks: [8, 0]", BOUNDS], "ks: [-8]": ["ks: [-8]", BOUNDS],
     "seeds: [-1]": ["seeds: [-1]", BOUNDS], "n_train: -1": ["n_train: -1", BOUNDS],
-    "sizes: []": ["sizes: []", "not empty"], "mlm_minutes: -1": ["mlm_minutes: -1", BOUNDS],
+    "sizes: []": ["sizes: []", "not empty"], "n_dev: -1": ["n_dev: -1", BOUNDS],
     "data_dir: no/folder": ["data_dir: 'no/folder'", "make data"]}
 REPORTS = {row.name: row for row in [
     *(Row(text, write("profiles/sample.yml", text), [], words) for text, words in PROFILES.items()),
@@ -553,7 +553,7 @@ def test_a_report_as_a_process_refuses_as_main_does(name, project):
 
 
 @pytest.mark.parametrize("text", [
-    "lr: 1\nlimit: 2\nsizes: [1]\nseeds: [0]\nn_train: 0\nmlm_minutes: 0", "limit:", "fast: false",
+    "lr: 1\nlimit: 2\nsizes: [1]\nseeds: [0]\nn_train: 0\nn_dev: 0", "limit:", "fast: false",
     "seq_len: 3", "seq_len: 512", "data_dir: profiles", "limit: 0.5\nbert: ''"])
 def test_what_a_profile_may_hold(text, project):
     write("profiles/sample.yml", text)(project)

@@ -58,6 +58,16 @@ def test_a_diverged_trial_says_no_device():
     assert list(as_table([row])["device"]) == [""]
 
 
+def test_the_sample_size_is_of_the_trials_at_hand():
+    rows = [a_row("01" * 1000, seed, lr=lr) for lr in (1e-3, 1e-4) for seed in (0, 1, 2)]
+    table = as_table(rows)
+    assert stats.sample_size(table) == "3 seeds, 2,000 reviews"
+    assert stats.sample_size(table.rename(columns={"lr": "rate"})) == "3 seeds, 2,000 reviews"
+    assert stats.sample_size(as_table([*rows, a_row("01" * 1000, 9)])) == (
+        "1 to 3 seeds, 2,000 reviews")
+    assert stats.sample_size(as_table(rows[:1])) == "1 seed, 2,000 reviews"
+
+
 # ---- the interval ------------------------------------------------------------------------------
 
 def by_hand(values):

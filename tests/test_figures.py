@@ -255,8 +255,8 @@ def test_answers_are_shown_as_they_come(shown):
     assert ["assignment: 3a" in page for page in shown] == [True, False, False]
     assert [r["answer"] for r in study.answers[1:]] == ["No", "So"]
     assert "script" not in [tag for page in shown for tag in Page(page).tags]
-    assert ["as said above: supported." in page for page in shown] == [True, False, False]
-    assert ["Expected" in page for page in shown] == [True, True, False]
+    assert ["The expectation above: supported." in page for page in shown] == [True, False, False]
+    assert ["expectation" in page for page in shown] == [True, True, False]
     study.summary()
     assert Page(shown[3]).texts[3:6] == ["Q1. " + EVIL, EVIL, "supported"]
 
@@ -274,7 +274,7 @@ def test_an_answer_travels_with_its_output(displayed):
     study.answer("4a", "Q1. Why?", "so.", verdict=False)
     (data, metadata), = displayed
     assert metadata == {"answer": study.answers[0]} and study.answers[0]["answer"] == "So."
-    assert data["text/plain"] == "Q1. Why? So. Expected as said above: contradicted."
+    assert data["text/plain"] == "Q1. Why? So. The expectation above: contradicted."
 
 
 def test_figures_have_one_look_and_leave_none_open():

@@ -27,10 +27,12 @@ class Machine:
         self.fp32_precision = found
         self.clock = 0.0
         self.products = 0
+        self.cores = set()  # that products were computed with
         self.real = torch.mm
 
     def mm(self, a, b):
         self.products += 1
+        self.cores.add(torch.get_num_threads())
         self.clock += self.seconds[self.fp32_precision]
         return self.real(a, b) * (1 + self.error * (self.fp32_precision == "bf16"))
 
@@ -60,11 +62,33 @@ def test_the_faster_product_is_taken_where_it_is_accurate(machine, seconds, erro
     assert made.fp32_precision == "none" and cpu.product_of(CPU) == product
     measured = made.products
     assert measured == (1 if not error < 1e-5 else 11), "an inaccurate product is asked for once"
+    assert made.cores == {1}, "as many as a micro-batch has"
     with cpu.fast_products(CPU):
         assert cpu.product_of(CPU) == product
     assert made.products == measured, "measured once in a process"
     assert torch.equal(torch.get_rng_state(), state), "the caller's random stream"
     torch.set_num_threads(1)
+
+
+def test_it_is_measured_against_float64(machine, monkeypatch):
+    """A product in fp32 that errs as much, and alike, would find nothing wrong."""
+    made, real = machine(1.0), torch.Tensor.mm
+
+    def err(a, b):
+        return real(a, b) * (1.001 if a.dtype == torch.float32 else 1)
+
+    made.real = err
+    monkeypatch.setattr(torch.Tensor, "mm", err)
+    assert cpu.measure_products(made)[1] == pytest.approx(1e-3, rel=0.01)
+    assert cpu.product_of(CPU) == "default"
+
+
+def test_the_least_time_of_each_counts(machine):
+    made = machine(1.0)
+    seconds = iter([9.0, 2.0, 9.0, *[2.0, 1.0] * 3, 9.0, 9.0])  # first the one for the error
+    made.real, real = lambda a, b: setattr(made, "clock", made.clock + next(seconds)) or real(a, b), made.real
+    made.seconds = {"none": 0.0, "bf16": 0.0}
+    assert cpu.measure_products(made)[0] == {"none": 2.0, "bf16": 1.0}
 
 
 def test_this_cpu_multiplies_in_fp32_whatever_is_chosen():
@@ -150,6 +174,65 @@ def test_an_error_within_takes_the_setting_back(machine):
     assert made.fp32_precision == "none"
 
 
+def test_an_error_while_it_is_measured_takes_the_setting_back(machine):
+    made, real, calls = machine(1.0), torch.mm, []
+
+    def fail(a, b):
+        calls.append(made.fp32_precision)
+        if len(calls) == 5:
+            raise MemoryError
+        return real(a, b)
+
+    torch.mm = fail  # the fixture puts the real one back
+    with pytest.raises(MemoryError):
+        cpu.measure_products(made)
+    assert calls[-1] == "bf16" and made.fp32_precision == "none"
+
+
+def test_whoever_asks_for_bf16_after_it_was_measured_keeps_it(machine):
+    made = machine(1.0)
+    assert cpu.product_of(CPU) == "oneDNN"
+    made.fp32_precision = "bf16"
+    with cpu.fast_products(CPU):
+        pass
+    assert made.fp32_precision == "bf16"
+
+
+@pytest.mark.parametrize("paused", ["users", "ours"])
+def test_a_thread_begins_while_the_last_one_ends(machine, monkeypatch, paused):
+    """It waits, else the one that ends would take the setting from it."""
+    made, ending, ended, seen = machine(1.0), threading.Event(), threading.Event(), []
+
+    class Slow(types.SimpleNamespace):
+        def __setattr__(self, key, value):
+            super().__setattr__(key, value)
+            if key == paused and not value and hasattr(self, "slow"):
+                ending.set()
+                ended.wait(0.5)  # the other one has this long to go wrong
+
+    switch = Slow(lock=threading.RLock(), product="", users=0, ours=False)
+    monkeypatch.setattr(cpu, "_switch", switch)
+
+    def last():
+        with cpu.fast_products(CPU):
+            switch.slow = True
+        ended.set()
+        ending.set()
+
+    def next_one():
+        ending.wait(60)
+        with cpu.fast_products(CPU):
+            ended.wait(60)
+            seen.append(made.fp32_precision)
+
+    threads = [threading.Thread(target=work) for work in (last, next_one)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert seen == ["bf16"] and made.fp32_precision == "none"
+
+
 def test_the_last_of_several_threads_takes_it_back(machine):
     made, inside, leave, seen = machine(1.0), threading.Barrier(3), threading.Event(), []
 
@@ -175,7 +258,7 @@ def test_the_last_of_several_threads_takes_it_back(machine):
 
 
 def test_threads_that_begin_at_once_measure_once(machine):
-    made, start = machine(1.0), threading.Barrier(4)
+    made, start, answers = machine(1.0), threading.Barrier(4), []
     real = made.mm
 
     def slow_mm(a, b):
@@ -186,14 +269,14 @@ def test_threads_that_begin_at_once_measure_once(machine):
 
     def ask():
         start.wait(60)
-        cpu.product_of(CPU)
+        answers.append(cpu.product_of(CPU))
 
     threads = [threading.Thread(target=ask) for _ in range(4)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join(60)
-    assert made.products == 11
+    assert made.products == 11 and answers == ["oneDNN"] * 4
 
 
 @pytest.mark.parametrize("threads", [1, 2])
