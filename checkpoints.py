@@ -45,7 +45,7 @@ BERT_SETTINGS = {
     "followed": ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads",
                  "intermediate_size", "hidden_act", "max_position_embeddings", "type_vocab_size",
                  "layer_norm_eps"),
-    "arguments": ("hidden_dropout_prob", "attention_probs_dropout_prob", "num_labels"),
+    "arguments": ("hidden_dropout_prob", "attention_probs_dropout_prob", "num_labels", "pooling"),
     "left out": ("classifier_dropout",  # so that `dropout` is meant
                  "chunk_size_feed_forward", "gradient_checkpointing", "use_cache",  # memory only
                  "attn_implementation", "_attn_implementation", "dtype", "torch_dtype",
@@ -461,14 +461,15 @@ def optimizer_on_host(optimizer):
         for number, moments in state["state"].items()})
 
 
-def save_checkpoint(path, model, optimizer, history, seconds, scaler=None):
+def save_checkpoint(path, model, optimizer, history, seconds, scaler=None, mean=None):
     """Write all that the run needs to go on; what is random depends on seeds and step alone."""
     save_state(path, {"model": weights_on_host(model), "history": history, "seconds": seconds,
                       "optimizer": optimizer and optimizer_on_host(optimizer),
-                      "scaler": scaler and scaler.state_dict()})
+                      "scaler": scaler and scaler.state_dict(),
+                      "mean": mean and mean.state_dict()})
 
 
-def resume(path, model, optimizer, scaler=None):
+def resume(path, model, optimizer, scaler=None, mean=None):
     """Load the checkpoint at `path`, if there is one; return (step, history, seconds used)."""
     state = load_state(path) if path else None
     if state is None:
@@ -478,6 +479,8 @@ def resume(path, model, optimizer, scaler=None):
         optimizer.load_state_dict(state["optimizer"])
     if scaler:
         scaler.load_state_dict(state.get("scaler"))
+    if mean and state.get("mean"):  # a finished run has used it
+        mean.load_state_dict(state["mean"])
     step = state["history"][-1]["step"]
     say(f"resuming from the checkpoint at step {step}")
     return step, state["history"], state["seconds"]

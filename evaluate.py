@@ -7,13 +7,14 @@
     python evaluate.py --data data/FILIMDB --save build/classifier   # keep what was trained
     python evaluate.py --data FOLDER --load build/classifier         # classify, train nothing
     python evaluate.py --data data/FILIMDB --json build/run.json     # keep accuracies as a file
+    python evaluate.py --data data/FILIMDB --scores build/scores.tsv # and probabilities
 
 Reads PART.texts and PART.labels of train, dev, test, dev-b and test-b (and train_unlabeled for
 pretraining), prints the accuracy of every labelled part, and writes a line `PART/INDEX<TAB>label`
 for each review. A part that is absent is left out; training needs train.
 --set KEY=VALUE reaches helpers.train, --set pretrain.KEY=VALUE helpers.pretrain; --help has all.
 --json FILE holds the accuracies with n, baselines and what was seen in training, the minutes of
-each phase, settings, versions and device.
+each phase, settings, versions and device. --scores FILE: `PART/INDEX<TAB>probability of pos`.
 Several processes give the losses of one to 1e-5 in fp32 without dropout; with dropout they draw
 other masks.
 Exit code: 0 done, 2 wrong use or a full disk, 130/143 stopped by Ctrl-C or SIGTERM.
@@ -84,6 +85,7 @@ def parse_arguments(argv):
     parser.add_argument("--save", metavar="FOLDER", help="keep the trained classifier there")
     parser.add_argument("--load", metavar="FOLDER", help="classify with what --save kept")
     parser.add_argument("--json", metavar="FILE", help="where a record of the run goes")
+    parser.add_argument("--scores", metavar="FILE", help="where the probabilities of pos go")
     return parser.parse_args(argv)
 
 
@@ -173,15 +175,25 @@ def positions_of(model):
 
 def write_predictions(path, data, predicted):
     """Write PART/INDEX<TAB>label for every review; checked whole before it replaces a file."""
-    lines = []
     for part in data:
         if len(predicted[part]) != len(data[part].ids) or set(predicted[part]) - set(LABEL_IDS):
             raise RuntimeError(f"{part}: {len(predicted[part])} predictions for "
                                f"{len(data[part].ids)} reviews, or a label that is none")
-        lines += [f"{i}\t{label}\n" for i, label in zip(data[part].ids, predicted[part])]
+    write_column(path, data, predicted, "predictions")
+
+
+def write_column(path, data, values, what):
+    """Write PART/INDEX<TAB>value for every review, whole or not at all, and say so."""
+    lines = [f"{i}\t{value}\n" for part in data for i, value in zip(data[part].ids, values[part])]
     with files.open_atomically(path) as file:
         file.writelines(lines)
-    print(f"{path}: {len(lines):,} predictions", flush=True)
+    print(f"{path}: {len(lines):,} {what}", flush=True)
+
+
+def write_scores(path, data, logits):
+    """Write PART/INDEX<TAB>the probability that the review is positive, for every review."""
+    write_column(path, data, {part: [f"{p:.6f}" for p in logits[part].softmax(1)[
+        :, LABEL_IDS["pos"]].tolist()] for part in data}, "probabilities of pos")
 
 
 def measure(data, predicted):
@@ -284,11 +296,17 @@ def check_outputs(args):
     check_output("--out", args.out)
     if args.save is not None:
         checkpoints.check_place(args.save)
-    if args.json is not None:
-        args.json = os.path.expanduser(args.json)
-        check_output("--json", args.json)
-        if os.path.realpath(args.json) == os.path.realpath(args.out):
-            raise InputError(f"--json {args.json}: predictions go there (--out); name another")
+    taken = {os.path.realpath(args.out): "predictions go there (--out)"}
+    for option in ("json", "scores"):
+        path = getattr(args, option)
+        if path is not None:
+            path = os.path.expanduser(path)
+            setattr(args, option, path)
+            check_output(f"--{option}", path)
+            if os.path.realpath(path) in taken:
+                raise InputError(f"--{option} {path}: {taken[os.path.realpath(path)]}; name "
+                                 f"another")
+            taken[os.path.realpath(path)] = f"--{option} goes there"
 
 
 def run(argv=None):
@@ -318,13 +336,16 @@ def run(argv=None):
     with timed(minutes, "classification"):
         if args.grading:
             clock = grading.Clock(overrides.get("device", ""))
-            predicted = grading.classify(data, params, clock, **overrides)
+            logits = grading.classify(data, params, clock, **overrides)
         else:
-            predicted = {part: helpers.classify(data[part].texts, params, **overrides)
-                         for part in data}
+            logits = {part: helpers.classifier_logits(data[part].texts, params, **overrides)
+                      for part in data}
+        predicted = {part: helpers.labels_of(logits[part]) for part in data}
     print(f"classification: {minutes['classification']:.1f} minutes", flush=True)
     if not runtime.processes()[0]:
         write_predictions(args.out, data, predicted)
+        if args.scores is not None:
+            write_scores(args.scores, data, logits)
         if args.save is not None:
             helpers.save_classifier(args.save, params)
             print(f"{args.save}: the classifier, for --load", flush=True)

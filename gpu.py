@@ -213,12 +213,47 @@ def hidden_states(model, batch):
     return model.bert(batch["input_ids"], position_ids=batch["position_ids"], attend=attend)[0]
 
 
+def first_states(hidden, batch):
+    """Return the last hidden state of each review's [CLS], (reviews, hidden)."""
+    if "starts" in batch:
+        return hidden[0].index_select(0, batch["starts"][:-1])
+    return hidden[:, 0]
+
+
+def mean_states(hidden, batch):
+    """Return the mean of each review's last hidden states, of [CLS] and [SEP] too.
+
+    As sentence encoders are trained (Reimers & Gurevych 2019). (reviews, hidden), in fp32.
+    """
+    hidden, mask = hidden.float(), batch.get("attention_mask")
+    if "starts" in batch:
+        ends = batch["starts"][1:]
+        places = torch.arange(hidden.shape[1], dtype=ends.dtype, device=ends.device)
+        review = torch.searchsorted(ends, places, right=True)  # that each token is of
+        sums = hidden.new_zeros(len(ends), hidden.shape[2]).index_add(0, review, hidden[0])
+        return sums / (ends - batch["starts"][:-1])[:, None]
+    if mask is None:  # nothing is padded
+        return hidden.mean(1)
+    mask = mask.flatten(1).to(hidden.dtype)  # of four dimensions where `pinned` made it
+    return (hidden * mask[..., None]).sum(1) / mask.sum(1)[:, None]
+
+
+# A new pooling is an entry here; it gets the last hidden states and their batch, padded or not.
+POOLINGS = {"cls": first_states, "mean": mean_states}
+
+
 def classifier_outputs(model, batch):
-    """Return the logits of a classifier, (reviews, labels), for a batch, padded or not."""
-    if "starts" not in batch:
+    """Return the logits of a classifier, (reviews, labels), for a batch, padded or not.
+
+    BERT's pooler belongs to [CLS]; any other pooling goes to the classifier as it is.
+    """
+    pooling = getattr(model.config, "pooling", "cls")
+    if pooling == "cls" and "starts" not in batch:
         return model(batch["input_ids"], attention_mask=batch.get("attention_mask"))[0]
-    first = hidden_states(model, batch)[0].index_select(0, batch["starts"][:-1])  # of each review
-    return model.classifier(model.dropout(model.bert.pooler(first[:, None])))
+    pooled = POOLINGS[pooling](hidden_states(model, batch), batch)
+    if pooling == "cls":
+        pooled = model.bert.pooler(pooled[:, None])
+    return model.classifier(model.dropout(pooled))
 
 
 # ---- numbers that come to the host --------------------------------------------------------------

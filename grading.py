@@ -18,6 +18,7 @@ import gpu
 import helpers
 import runtime
 from files import say, warn
+from helpers import LABELS
 
 LIMIT = 28.0         # minutes of a phase; the course allows helpers.GRADING_MINUTES
 LENGTHS = 512, 384, 256, 192, 128, 64, 32, 16  # tokens of a review to choose from
@@ -204,17 +205,17 @@ def passes(speed, clock, loading):
 # ---- classify -----------------------------------------------------------------------------------
 
 def classify(data, params, clock, **overrides):
-    """Return {part: a label for each review} within the clock's limit.
+    """Return {part: logits of its reviews, (n, 2)} within the clock's limit.
 
     The reviews of all parts are classified in a random order, so that each share costs alike;
     whoever is slower than planned reads fewer tokens of those that are left. Past the limit the
-    rest gets the label that was given most often. Both are said.
+    rest gets the label that was given most often (of logits, the log of its share). Both are said.
     """
     config = helpers.make_config(vars(params["config"]), **overrides)
     texts = [(part, i) for part in data for i in range(len(data[part].texts))]
     order = torch.randperm(len(texts), generator=runtime.generator("grading")).tolist()
     shortened = [n for n in LENGTHS if n < config.seq_len]
-    labels, rate, done, seq_len = {}, None, 0, config.seq_len
+    logits, rate, done, seq_len = torch.zeros(len(texts), len(LABELS)), None, 0, config.seq_len
     size = max(1, len(texts) // SHARES)
     words = [len(data[part].texts[i].split()) for part, i in texts]
     bar = runtime.progress_bar(len(texts), "classifying", "review")
@@ -228,22 +229,20 @@ def classify(data, params, clock, **overrides):
             seq_len = fits
         share = rest[:size if done else max(1, size // 10)]  # a small one first: how fast is it?
         chosen = [data[texts[i][0]].texts[texts[i][1]] for i in share]
-        given, seconds = clock.timed(helpers.classify, chosen, params, what="",
-                                     **dict(overrides, seq_len=seq_len))
+        logits[share], seconds = clock.timed(helpers.classifier_logits, chosen, params, what="",
+                                             **dict(overrides, seq_len=seq_len))
         rate = seconds / cost([words[i] for i in share], seq_len)
-        labels.update(zip(share, given))
         done += len(share)
         bar.update(len(share))
     bar.close()
     if done < len(order):
-        usual = max(helpers.LABELS, key=list(labels.values()).count)
+        given = helpers.labels_of(logits[order[:done]])
+        usual = max(LABELS, key=given.count)
+        logits[order[done:]] = torch.tensor([1.0 + given.count(one) for one in LABELS]).log()
         warn(f"grading: time was up before the last {len(order) - done:,} of {len(order):,} "
              f"reviews were read; they are called {usual}, as most were")
-        labels.update((i, usual) for i in order[done:])
-    predicted = {part: [] for part in data}
-    for number, (part, _) in enumerate(texts):
-        predicted[part].append(labels[number])
-    return predicted
+    sizes = [len(data[part].texts) for part in data]
+    return dict(zip(data, logits.split(sizes)))
 
 
 def cost(words, seq_len):

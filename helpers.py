@@ -57,7 +57,7 @@ from files import (
     InputError, cache_dir, cut, digest_of, find_path, html_table, load_table, nearest,
     open_atomically, remove_if_there, save_history, say, sealed_table, utf8, warn)
 from gpu import (
-    CALM_TOKENS, calm_limits, classifier_outputs, hidden_states, micro_floor,
+    CALM_TOKENS, POOLINGS, calm_limits, classifier_outputs, hidden_states, micro_floor,
     one_behind, pick_targets, ready_batch, to_device, unpadding, unpads)
 from run import Diverged, Run, clear_gradients
 from runtime import (
@@ -83,8 +83,9 @@ class Config:
     """Every hyperparameter of `train`; `pretrain` takes the same keys with MLM_DEFAULTS.
 
     Sources: [D] Devlin et al. 2019 (BERT), appendix A; [S] Sun et al. 2019 (How to Fine-Tune BERT
-    for Text Classification?), section 5; [A] the course's assignment; [M] Micikevicius et al.
-    2018, Mixed Precision Training: weights, gradients and Adam's moments stay fp32.
+    for Text Classification?), section 5; [A] the course's assignment; [I] Izmailov et al. 2018,
+    Averaging Weights Leads to Wider Optima; [M] Micikevicius et al. 2018, Mixed Precision
+    Training: weights, gradients and Adam's moments stay fp32.
     """
 
     model: str = dataclasses.field(default_factory=default_model)  # hub name or folder [A]
@@ -99,7 +100,10 @@ class Config:
     weight_decay: float = 0.0  # on matrices only, not on biases and LayerNorm [A]; 0.01 in [D]
     warmup: float = 0.1        # share of all optimizer steps [S, D]
     decay: str = "linear"      # of the learning rate after warm-up; linear: to 0 [D]
+    layer_decay: float = 1.0   # factor of lr from a layer to the one below it; 0.95 in [S]
+    average: float = 0.0       # share of the last steps whose weights' mean is taken; 0 = none [I]
     clip_norm: float = 1.0     # largest L2 norm of the whole gradient; 0 = no clipping [D's code]
+    pooling: str = "cls"       # what the classifier reads: [CLS] [D], or the mean of all tokens
     dropout: float = 0.1       # on embeddings, layer outputs and the classifier's input [D]
     attention_dropout: float = 0.1  # on attention weights [D]
     whole_word: bool = False   # pretrain only: mask whole words instead of single tokens
@@ -120,6 +124,8 @@ RULES = {  # key: (what its value must be, in words, the check)
     "precision": ("auto, fp32 or, from PyTorch 1.10 on, bf16 or fp16",
                   lambda v: v in ("auto", "fp32")
                   or v in ("bf16", "fp16") and hasattr(torch, "autocast")),
+    "layer_decay": ("more than 0 and at most 1", lambda v: 0 < v <= 1),
+    "average": ("a share of all steps, at least 0 and at most 1", lambda v: 0 <= v <= 1),
     "model": ("a hub name or a folder", bool), "device": ("a device's name", lambda v: True),
     **dict.fromkeys(("batch_size", "accumulation", "epochs"), ("1 or more", lambda v: v >= 1)),
     "warmup": ("a share of all steps, at least 0 and below 1", lambda v: 0 <= v < 1),
@@ -131,7 +137,8 @@ AT_LEAST_0 = ("0 or more, and finite", lambda v: 0 <= v < math.inf)  # every oth
 
 def rule_of(key):
     """Return (what a hyperparameter's value must be, in words, the check)."""
-    choices = {"keep": TRUNCATIONS, "optimizer": OPTIMIZERS, "decay": DECAYS}.get(key)
+    choices = {"keep": TRUNCATIONS, "optimizer": OPTIMIZERS, "decay": DECAYS,
+               "pooling": POOLINGS}.get(key)
     if choices:
         *others, last = choices
         return f"{', '.join(others)} or {last}", choices.__contains__
@@ -599,14 +606,14 @@ HEADS = {"classifier": BertModel, "mlm": BertForPreTraining,
 
 @exclusive
 def load_bert(model=None, head="classifier", dropout=0.1, attention_dropout=0.1, seed=0,
-              num_labels=2):
+              num_labels=2, pooling="cls"):
     """Load a pretrained BERT: return (model in eval mode on the CPU, tokenizer).
 
     model: a local folder (config.json, vocab.txt, weights) or a name on the hub; the argument
     beats BERT_MODEL from the environment, which beats bert-base-uncased. head: "classifier" (a
     new layer over the pooler, N(0, 0.02) by `seed`, the same on both stacks), "mlm" (the
     checkpoint's masked-LM head, tied to the embeddings; what it lacks is made new) or "trained"
-    (the checkpoint's classifier).
+    (the checkpoint's classifier). pooling: what the classifier reads, as in Config.
     Raises InputError that says what was tried and how to give a local folder.
 
     >>> bert, tokenizer = load_bert("data/sample/bert")
@@ -623,7 +630,7 @@ def load_bert(model=None, head="classifier", dropout=0.1, attention_dropout=0.1,
     with quiet_transformers():
         config = read_config(name, folder)
         config.hidden_dropout_prob, config.num_labels = dropout, num_labels
-        config.attention_probs_dropout_prob = attention_dropout
+        config.attention_probs_dropout_prob, config.pooling = attention_dropout, pooling
         bert, info = attempt("weights", name, HEADS[head].from_pretrained, folder, config=config,
                              output_loading_info=True)
         tokenizer = attempt("vocab.txt", name, BertTokenizer.from_pretrained, folder,
@@ -687,18 +694,37 @@ OPTIMIZERS = {"adam": functools.partial(adam, torch.optim.Adam),  # its decay: L
 def make_optimizer(model, config):
     """Return the optimizer of a config over the parameters that are trained.
 
-    Weight decay is for matrices; biases and LayerNorm are left alone, as in BERT's own code.
+    Weight decay is for matrices; biases and LayerNorm are left alone, as in BERT's own code. The
+    top layer and the head have the peak learning rate, each layer below, and the embeddings below
+    the lowest, layer_decay times that of the one above (Sun et al. 2019, 5.3.4).
 
     >>> bert, _ = load_bert("data/sample/bert")
     >>> optimizer = make_optimizer(bert, make_config(optimizer="adamw", weight_decay=0.01))
     >>> [group["weight_decay"] for group in optimizer.param_groups]  # matrices, all else
     [0.01, 0.0]
     """
-    parameters = [p for p in model.parameters() if p.requires_grad]
-    groups = [{"params": [p for p in parameters if p.dim() > 1],
-               "weight_decay": config.weight_decay},
-              {"params": [p for p in parameters if p.dim() <= 1], "weight_decay": 0.0}]
-    return OPTIMIZERS[config.optimizer](groups, config.lr)
+    n_layers = model.config.num_hidden_layers if config.layer_decay < 1 else 0
+    groups = collections.defaultdict(list)
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            lr = config.lr * config.layer_decay ** layers_above(name, n_layers)
+            groups[parameter.dim() <= 1, lr].append(parameter)
+    return OPTIMIZERS[config.optimizer]([
+        {"params": parameters, "lr": lr, "weight_decay": 0.0 if vector else config.weight_decay}
+        for (vector, lr), parameters in sorted(groups.items())], config.lr)
+
+
+def layers_above(name, n_layers):
+    """Return how many of BERT's layers lie between a parameter and the head.
+
+    >>> [layers_above(name, 12) for name in ("bert.embeddings.LayerNorm.bias", "classifier.bias",
+    ...                                      "bert.encoder.layer.10.output.dense.weight")]
+    [12, 0, 1]
+    """
+    layer = re.search(r"\.layer\.(\d+)\.", name)
+    if layer:
+        return n_layers - 1 - int(layer.group(1))
+    return n_layers if ".embeddings." in name else 0
 
 
 def lr_factor(progress, warmup, decay="linear"):
@@ -822,14 +848,16 @@ def fit(model, batches, n_steps, steps_per_epoch, forward, config, evaluate=None
     (20, True)
     """
     optimizer = make_optimizer(model, config)
+    peaks = [group["lr"] for group in optimizer.param_groups]  # by layer, with layer_decay
     run = Run(model, optimizer, batches, config, n_steps, steps_per_epoch, evaluate, checkpoint,
               log_dir, what)
     with run.guarded():  # resumes, measures, shows progress, keeps a checkpoint when stopped
         while run.progress < 1:  # share of the steps done, or of max_minutes spent
             # Warm-up and decay count optimizer steps, not micro-batches: the last rate is near 0.
-            lr = config.lr * lr_factor(run.progress, config.warmup, config.decay)
-            for group in optimizer.param_groups:
-                group["lr"] = lr
+            factor = lr_factor(run.progress, config.warmup, config.decay)
+            lr = config.lr * factor
+            for group, peak in zip(optimizer.param_groups, peaks):
+                group["lr"] = peak * factor
             # Which reviews a step sees and what it drops depend on seeds and step alone, so a
             # resumed run goes on as the undisturbed one would.
             seed = run.seed_dropout()
@@ -925,7 +953,7 @@ def prepare(texts, tokenizer, config):
 def start(config, head, content):
     """Return (model on its device, tokenizer, key of the run) for `train` and `pretrain`."""
     model, tokenizer = load_bert(config.model, head, config.dropout, config.attention_dropout,
-                                 config.seed)
+                                 config.seed, pooling=config.pooling)
     known = (head, named_settings(config), model_digest(model, tokenizer), VERSIONS,
              RESULTS_VERSION)
     key = digest_of(itertools.chain(known, content))[:32]
@@ -1102,7 +1130,15 @@ def classify(texts, params, **overrides):
     >>> classify(["bad", "good"], params)
     ['neg', 'pos']
     """
-    logits = classifier_logits(texts, params, **overrides)
+    return labels_of(classifier_logits(texts, params, **overrides))
+
+
+def labels_of(logits):
+    """Return the label of each text by its logits, (n, 2).
+
+    >>> labels_of(torch.tensor([[0.5, -0.5], [0.1, 0.2]]))
+    ['neg', 'pos']
+    """
     return [LABELS[i] for i in logits.argmax(1).tolist()] if len(logits) else []
 
 
@@ -1142,8 +1178,8 @@ def check_params(params):
 def save_classifier(folder, params):
     """Write a trained classifier as a folder; it appears whole, in the place of an older one.
 
-    `load_classifier` reads it, and so do transformers' own BertForSequenceClassification and
-    BertTokenizer, on either stack, whichever wrote it.
+    `load_classifier` reads it, and so do transformers' own BertForSequenceClassification (which
+    knows pooling "cls" alone) and BertTokenizer, on either stack, whichever wrote it.
     """
     check_params(params)
     place = check_place(folder)
@@ -1174,7 +1210,8 @@ def load_classifier(folder):
         raise InputError(f"{folder}: its labels are {', '.join(note['labels'])}, not "
                          f"{', '.join(LABELS)}")
     config = make_config(**dict(note["config"], model=place))
-    model, tokenizer = load_bert(place, "trained", config.dropout, config.attention_dropout)
+    model, tokenizer = load_bert(place, "trained", config.dropout, config.attention_dropout,
+                                 pooling=config.pooling)
     history = []
     with contextlib.suppress(FileNotFoundError), open(
             os.path.join(place, "history.json"), encoding="utf-8") as file:
@@ -1451,13 +1488,6 @@ def fit_and_label(words, model, texts, labels, unseen):
     return [str(label) for label in model.fit(features, labels).predict(words.transform(unseen))]
 
 
-POOLINGS = {  # (hidden states (batch, tokens, hidden), mask (batch, tokens)) -> (batch, hidden)
-    "cls": lambda hidden, mask: hidden[:, 0],
-    "mean": lambda hidden, mask: ((hidden * mask.to(hidden.dtype)[..., None]).sum(1)
-                                  / mask.sum(1).to(hidden.dtype)[:, None]),
-}
-
-
 class Pooled(torch.nn.Module):
     """A BERT whose "logits" are one vector a text, so that `predict_logits` makes its batches."""
 
@@ -1469,7 +1499,7 @@ class Pooled(torch.nn.Module):
     def forward(self, input_ids, attention_mask):
         """Return (features,) of a batch, (batch, hidden)."""
         hidden = self.bert(input_ids, attention_mask=attention_mask)[0]
-        return (self.pool(hidden.float(), attention_mask),)
+        return (self.pool(hidden.float(), {"attention_mask": attention_mask}),)
 
 
 def frozen_features(texts, model, tokenizer, config, pooling="mean"):

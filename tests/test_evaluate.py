@@ -50,7 +50,7 @@ class Spy:
 
     def __init__(self, monkeypatch):
         self.calls, self.texts = {}, None
-        for name in ("pretrain", "train", "classify"):
+        for name in ("pretrain", "train", "classifier_logits"):
             monkeypatch.setattr(helpers, name, getattr(self, name))
 
     def pretrain(self, texts, parts=(), log_dir="", **overrides):
@@ -64,10 +64,10 @@ class Spy:
         self.calls["train"], self.params = overrides, pretrain_params
         return {"run": "nowhere"}
 
-    def classify(self, texts, params, **overrides):
+    def classifier_logits(self, texts, params, **overrides):
         """Call everything positive."""
         assert params == {"run": "nowhere"}
-        return ["pos"] * len(texts)
+        return torch.tensor([[0.0, 1.0]]).expand(len(texts), 2)
 
 
 @pytest.fixture
@@ -200,6 +200,23 @@ def test_a_record_of_a_loaded_classifier(filimdb, tiny_bert, tmp_path):
     assert (kept["settings"]["keep"], kept["load"]) == ("head", folder)
 
 
+@pytest.mark.parametrize("grading", [[], ["--grading"]])
+def test_probabilities_are_kept_beside_the_predictions(filimdb, tiny_bert, tmp_path, grading):
+    out, scores, folder = tmp_path / "p.tsv", tmp_path / "s.tsv", str(tmp_path / "c")
+    said = run("--data", str(filimdb), "--model", tiny_bert, "--no-pretrain", "--out", str(out),
+               "--scores", str(scores), "--save", folder, *grading, *options(precision="fp32"))
+    labels, chances = ([line.split("\t") for line in path.read_text().splitlines()]
+                       for path in (out, scores))
+    assert [key for key, _ in chances] == [key for key, _ in labels] and len(labels) == 92
+    assert f"{scores}: 92 probabilities of pos" in said
+    data, params = helpers.load_filimdb(str(filimdb)), helpers.load_classifier(folder)
+    expected = torch.cat([helpers.probabilities(data[part].texts, params)[:, 1] for part in PARTS])
+    found = torch.tensor([float(chance) for _, chance in chances])
+    assert torch.allclose(found, expected, atol=2e-6)
+    for (_, label), (_, chance) in zip(labels, chances):
+        assert re.match(r"0\.\d{6}$", chance) and (float(chance) > 0.5) == (label == "pos")
+
+
 def test_an_older_record_stays_when_the_disk_is_full(filimdb, spy, tmp_path, monkeypatch, capsys):
     calls, fsync, removed = [], os.fsync, []
 
@@ -229,6 +246,10 @@ def test_a_record_that_could_not_be_written(path, filimdb, spy, tmp_path, monkey
     assert evaluate.main(["--data", str(filimdb), "--out", "p.tsv", "--json", path]) == 2
     said = capsys.readouterr().err
     assert said.count("\n") == 1 and f"--json {path}: " in said and not spy.calls
+    assert evaluate.main(["--data", str(filimdb), "--out", "p.tsv", "--scores", path]) == 2
+    assert f"--scores {path}: " in capsys.readouterr().err and not spy.calls
+    assert evaluate.main(["--data", str(filimdb), "--json", "a", "--scores", "./a"]) == 2
+    assert "--scores ./a: --json goes there; name another" in capsys.readouterr().err
     assert os.listdir(str(tmp_path)) == []
 
 
@@ -265,8 +286,9 @@ def test_help_names_an_optimizer_that_was_added(capsys, monkeypatch):
 FAULTS = {"diverged": ("train", helpers.Diverged("loss nan"), 2),
           "interrupted": ("train", KeyboardInterrupt(), 130),
           "a bug": ("train", RuntimeError("oops"), RuntimeError),
-          "too few": ("classify", lambda texts, params: ["pos"] * (len(texts) - 1), RuntimeError),
-          "foreign": ("classify", lambda texts, params: ["good"] * len(texts), RuntimeError)}
+          "too few": ("classifier_logits", lambda texts, params: torch.zeros(len(texts) - 1, 2),
+                      RuntimeError),
+          "foreign": ("labels_of", lambda logits: ["good"] * len(logits), RuntimeError)}
 
 
 @pytest.mark.parametrize("fault", sorted(FAULTS))

@@ -76,10 +76,11 @@ def mutate(monkeypatch, module, name, old, new):
 
 # ---- numbers ------------------------------------------------------------------------------------
 
-def test_it_trains_and_classifies_as_a_cpu(device, way, tiny_bert):
+@pytest.mark.parametrize("levers", [{}, {"pooling": "mean", "layer_decay": 0.8, "average": 0.5}])
+def test_it_trains_and_classifies_as_a_cpu(device, way, tiny_bert, levers):
     def run(device):
         params = helpers.train(TEXTS, LABELS, model=tiny_bert, dev=made_up_reviews(20, seed=5),
-                               device=device, **QUICK)
+                               device=device, **QUICK, **levers)
         return params, helpers.probabilities(UNSEEN, params)
 
     cpu, expected = run("cpu")

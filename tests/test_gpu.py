@@ -51,7 +51,7 @@ def test_an_unpadded_row_by_hand():
 def batch_of(head):
     """Return a padded batch with labels for a head."""
     batch = pad(ROWS, 0)
-    if head == "classifier":
+    if head != "mlm":
         return dict(batch, labels=torch.tensor([i * i % 3 % 2 for i in range(len(ROWS))]))
     labels = torch.full_like(batch["input_ids"], IGNORE)
     for i in range(len(ROWS)):
@@ -60,9 +60,10 @@ def batch_of(head):
 
 
 @pytest.mark.skipif(not TODAY, reason="transformers 2.1 lets nobody say how BERT attends")
-@pytest.mark.parametrize("head", ["classifier", "mlm"])
-def test_loss_and_gradients_are_those_of_padded_reviews(tiny_bert, head):
-    model = fill(load_bert(tiny_bert, head, 0.0, 0.0)[0], seed=2).train()
+@pytest.mark.parametrize("head,pooling", [("classifier", "cls"), ("classifier", "mean"),
+                                          ("mlm", "cls")])
+def test_loss_and_gradients_are_those_of_padded_reviews(tiny_bert, head, pooling):
+    model = fill(load_bert(tiny_bert, head, 0.0, 0.0, pooling=pooling)[0], seed=2).train()
     forward = helpers.classifier_forward if head == "classifier" else helpers.mlm_forward
     padded, found = batch_of(head), []
     row = gpu.unpad(padded)
@@ -80,6 +81,21 @@ def test_loss_and_gradients_are_those_of_padded_reviews(tiny_bert, head):
             continue
         size = max(1.0, float(expected[name].norm()))
         assert float((got[name] - expected[name]).norm()) < 1e-6 * size, name
+
+
+@pytest.mark.parametrize("pooling", sorted(gpu.POOLINGS))
+def test_pooling_does_not_depend_on_how_a_batch_lies_in_memory(monkeypatch, pooling):
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: tensor)
+    for rows in ([[2, 7, 3], [2, 8, 9, 4, 3]], [[2, 7, 8, 3], [2, 9, 4, 3]]):  # padded, even
+        batch = pad(rows, 0)
+        hidden = torch.randn(2, batch["input_ids"].shape[1], 6)
+        states = [one[:len(row)] for one, row in zip(hidden, rows)]
+        expected = torch.stack([one[0] if pooling == "cls" else one.sum(0) / len(one)
+                                for one in states])
+        for laid, form in ((hidden, batch), (hidden, gpu.pinned(batch)),
+                           (torch.cat(states)[None], gpu.unpad(batch))):
+            if TODAY or "starts" not in form:  # the pinned stack pads always
+                assert torch.allclose(gpu.POOLINGS[pooling](laid, form), expected, atol=1e-6)
 
 
 @pytest.mark.skipif(not TODAY, reason="transformers 2.1 lets nobody say how BERT attends")

@@ -127,13 +127,18 @@ def data():
             for name, (texts, _) in parts.items()}
 
 
+def labels_within_the_limit(data, params):
+    logits = grading.classify(data, params, Clock("cpu"))
+    return {part: helpers.labels_of(logits[part]) for part in data}
+
+
 def tokens_to_read(data, seq_len):
     return sum(min(len(text.split()) + 2, seq_len) for part in data.values() for text in part.texts)
 
 
 def test_with_time_enough_the_labels_are_those_of_classify(machine, params, data, capsys):
     machine(lambda n: 1e-6)
-    predicted = grading.classify(data, params, Clock("cpu"))
+    predicted = labels_within_the_limit(data, params)
     assert predicted == {part: helpers.classify(data[part].texts, params) for part in data}
     assert "grading" not in capsys.readouterr().out and len(set(predicted["dev"])) == 2
 
@@ -143,7 +148,7 @@ def test_a_machine_that_slows_down_reads_fewer_tokens_of_what_is_left(machine, p
     whole = tokens_to_read(data, 128) / 3
     per_token = 20 * 60 / whole  # 20 minutes at the first speed, 80 at the second
     lying = machine(lambda n: per_token * (1 if n < whole / 3 else 4))
-    predicted = grading.classify(data, params, Clock("cpu"))
+    predicted = labels_within_the_limit(data, params)
     assert (lying.now - 1e9) / 60 <= 28
     assert {part: len(labels) for part, labels in predicted.items()} == {"dev": 150, "dev-b": 60}
     said = capsys.readouterr().out
@@ -152,13 +157,18 @@ def test_a_machine_that_slows_down_reads_fewer_tokens_of_what_is_left(machine, p
 
 def test_past_the_limit_the_rest_is_called_what_most_were(machine, params, data, capsys):
     lying = machine(lambda n: 0.01 if n < 1000 else 1e5)  # it all but stops
-    predicted = grading.classify(data, params, Clock("cpu"))
+    predicted = labels_within_the_limit(data, params)
     assert lying.read < tokens_to_read(data, 128) / 3
     said = capsys.readouterr().out
     assert "time was up before the last" in said and "they are called" in said
     usual = said.split("they are called ")[1][:3]
     labels = predicted["dev"] + predicted["dev-b"]
     assert len(labels) == 210 and labels.count(usual) > 105
+    machine(lambda n: 1e9)  # not even the first share
+    chances = torch.cat([one.softmax(1) for one in grading.classify(data, params, Clock("cpu")).values()])
+    read = (chances != chances.mode(0)[0]).any(1)
+    assert 0 < int(read.sum()) < 5, "the others have the share of the labels given"
+    assert float(chances.mode(0)[0].max()) > 0.5
 
 
 # ---- the whole ----------------------------------------------------------------------------------

@@ -18,7 +18,8 @@ ARROWS = {"files": (), "runtime": ("files",), "cpu": ("runtime",), "gpu": ("runt
           "figures": ("studies",), "grading": ("helpers",), "evaluate": ("grading",),
           "assignment": (), "pages": ("assignment", "files"), "parameters": ("files",),
           "index": ("pages",), "plan": ("files",), "report": ("index", "parameters", "plan"),
-          "reference": ("evaluate", "studies", "pages"), "handin": ()}
+          "reference": ("evaluate", "studies", "pages"), "handin": (),
+          "analysis": ("reference", "figures")}
 # Standard library aside, what each may use: at the top, and (slow to import, or not installed
 # everywhere) within functions alone. Modules that notebooks use: the pinned environment only.
 CORE = {"numpy", "torch", "transformers", "tqdm"}
@@ -30,7 +31,7 @@ ALLOWED = {"files": ({"numpy", "tqdm"}, set()), "runtime": (CORE, set()),
            "helpers": (CORE, {"sklearn", "pandas"}), "effects": (PINNED, {"scipy"}),
            "studies": (PINNED, SLOW | {"distributed"}), "figures": (PINNED, SLOW),
            "evaluate": (CORE, set()), "grading": (CORE, set()),
-           "handin": (set(), set()), "assignment": (set(), set()),
+           "analysis": ({"numpy"}, {"scipy"}), "handin": (set(), set()), "assignment": (set(), set()),
            "parameters": (set(), {"yaml"}), "reference": (PINNED | {"yaml"}, SLOW),
            "pages": ({"nbformat", "nbconvert", "jinja2", "markupsafe"}, set()),
            "index": ({"markupsafe"}, set()), "plan": ({"nbformat"}, set()),

@@ -56,6 +56,22 @@ def test_any_texts_are_classified_as_one_by_one(params, texts, seq_len):
         assert abs(float(pos - neg)) < 1e-5 or label == ("pos" if pos > neg else "neg")
 
 
+def test_mean_pooling_one_by_one(tiny_bert, reviews):
+    """Mean of the last hidden states, [CLS] and [SEP] too, then the classifier: no pooler."""
+    model, tokenizer = load_bert(tiny_bert, pooling="mean", seed=4)
+    texts, config = reviews[0] + made_up_reviews(40)[0], make_config(seq_len=32, device="cpu")
+    logits = predict_logits(model, tokenize_all(texts, tokenizer), tokenizer, config)
+    for text, got in zip(texts, logits):
+        ids, _, mask, _ = helpers.vectorize_ex(text, None, 32, tokenizer, config.keep)
+        with torch.no_grad():
+            hidden = model.bert(torch.tensor([ids[:sum(mask)]]))[0][0]
+            expected = model.classifier.weight @ hidden.mean(0) + model.classifier.bias
+        assert torch.allclose(got, expected, atol=1e-5)
+    features = helpers.frozen_features(texts, model, tokenizer, config)
+    weight, bias = (p.detach().numpy() for p in (model.classifier.weight, model.classifier.bias))
+    assert np.allclose(features @ weight.T + bias, logits.numpy(), atol=1e-5), "the same vectors"
+
+
 def test_many_texts_keep_their_order(params, reviews):
     texts = made_up_reviews(300, length=60)[0] + reviews[0]
     config = params["config"]

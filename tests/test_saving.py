@@ -86,6 +86,25 @@ def test_transformers_reads_the_folder_itself(params, saved):
         assert AutoTokenizer.from_pretrained(saved).model_max_length == 512
 
 
+def test_a_classifier_names_its_pooling(tiny_bert, tmp_path):
+    params = helpers.train(TEXTS, LABELS, model=tiny_bert, seq_len=12, epochs=1, lr=1e-3,
+                           pooling="mean")
+    folder = str(tmp_path / "c")
+    save_classifier(folder, params)
+    back, pickled = load_classifier(folder), pickle.loads(pickle.dumps(params))
+    for other in (back, pickled):
+        assert other["config"].pooling == other["model"].config.pooling == "mean"
+        assert torch.equal(probabilities(TEXTS, other), probabilities(TEXTS, params))
+    for name, key in (("config.json", None), ("note.json", "config")):
+        with open(os.path.join(folder, name), encoding="utf-8") as file:
+            entries = json.load(file)
+        assert (entries[key] if key else entries)["pooling"] == "mean"
+    cls = helpers.train(TEXTS, LABELS, model=folder, seq_len=12, epochs=1, lr=1e-3)
+    assert cls["model"].config.pooling == "cls", "a model's own folder says nothing on a new head"
+    back["model"].config.pooling = "cls"
+    assert not torch.equal(probabilities(TEXTS, back), probabilities(TEXTS, params))
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(not READY.exists(), reason="the other stack is not installed")
 def test_the_other_stack_reads_the_folder(params, saved, tmp_path):
@@ -307,6 +326,16 @@ def test_save_and_load_give_the_same_predictions(filimdb, kept, tmp_path, monkey
     assert (tmp_path / "p.tsv").read_bytes() == (place / "p.tsv").read_bytes()
     assert "training:" not in again and f"loaded from {place / 'c'}" in again
     assert sorted(os.listdir(str(place))) == ["c", "p.tsv"]
+
+
+def test_save_and_load_keep_the_pooling(filimdb, tiny_bert, tmp_path):
+    folder, first, second = (str(tmp_path / name) for name in ("c", "p.tsv", "q.tsv"))
+    run("--data", str(filimdb), "--model", tiny_bert, "--no-pretrain", "--out", first, "--save", folder,
+        *options(pooling="mean"))
+    run("--data", str(filimdb), "--load", folder, "--out", second)
+    with open(first, "rb") as one, open(second, "rb") as two:
+        assert one.read() == two.read()
+    assert evaluate.main(["--data", str(filimdb), "--load", folder, "--set", "pooling=cls"]) == 2
 
 
 def test_a_loaded_classifier_takes_parts_without_labels_and_without_train(filimdb, kept, tmp_path):

@@ -199,6 +199,20 @@ def test_a_micro_batch_without_targets(tiny_bert):
     assert gradient_of(model, nothing, mlm_forward)[1]["loss"] is None, "not measured"
 
 
+def test_mean_pooling_learns_by_the_gradients_of_its_definition(tiny_bert):
+    model = fill(load_bert(tiny_bert, "classifier", 0.0, 0.0, pooling="mean")[0], seed=2)
+    parts = [F.cross_entropy(model.classifier(model.bert(torch.tensor([row]))[0].mean(1)),
+                             torch.tensor([label])) for row, label in zip(ROWS, BINARY)]
+    loss = sum(parts) / len(parts)
+    loss.backward()
+    expected = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+    model.zero_grad()
+    got, row = gradient_of(model, window_of(ROWS, BINARY, [17, 1, 6]), classifier_forward)
+    assert row["loss"] == pytest.approx(float(loss.detach()), rel=1e-6)
+    assert_same_gradients(got, expected)
+    assert not any(name.startswith("bert.pooler") for name in expected), "the pooler takes no part"
+
+
 # ---- clipping and weight decay -----------------------------------------------------------------
 
 @pytest.mark.parametrize("clip_norm", [0.0, 0.01, 1e6])
@@ -253,6 +267,65 @@ def test_two_steps_by_the_formula(kind):
         optimizer.step()
         for name, p in layer.named_parameters():
             assert np.abs(p.detach().numpy() - w[name]).max() < 1e-9
+
+
+def rate_of(name, lr, decay, n_layers):
+    """Sun et al. 2019, 5.3.4: the top layer has the base rate, each one below decay times less."""
+    if "embeddings" in name:
+        return lr * decay ** n_layers
+    for number in range(n_layers):
+        if f"layer.{number}." in name:
+            return lr * decay ** (n_layers - 1 - number)
+    assert name.startswith(("bert.pooler.", "classifier.", "cls.")), name
+    return lr
+
+
+@pytest.mark.parametrize("head", ["classifier", "mlm"])
+@pytest.mark.parametrize("decay", [1.0, 0.5])
+def test_the_learning_rate_decays_from_the_head_to_the_embeddings(tmp_path, head, decay):
+    model = load_bert(make_tiny_bert(tmp_path / "bert", layers=3), head)[0]
+    groups = make_optimizer(model, make_config(lr=0.8, weight_decay=0.25, layer_decay=decay)
+                            ).param_groups
+    found = {id(p): (group["lr"], group["weight_decay"]) for group in groups for p in group["params"]}
+    for name, p in model.named_parameters():
+        assert found[id(p)] == (pytest.approx(rate_of(name, 0.8, decay, 3)),
+                                0.25 if p.dim() > 1 else 0.0), name
+    assert sum(len(group["params"]) for group in groups) == len(list(model.parameters()))
+    assert len(groups) == (2 if decay == 1 else 2 * (1 + 3)), "the head has the top layer's rate"
+
+
+def test_steps_with_layer_decay_by_a_plain_loop(tiny_bert):
+    """PyTorch's own Adam with a group for each parameter, its rate set at every step."""
+    window = window_of(ROWS, BINARY, [24])
+    ours, theirs = (load_bert(tiny_bert, "classifier", 0.0, 0.0)[0] for _ in range(2))
+    history = fit(ours, lambda step: window, 6, 6, classifier_forward, make_config(
+        lr=0.01, layer_decay=0.5, warmup=0.5, clip_norm=0.0, device="cpu"))
+    optimizer = torch.optim.Adam([{"params": [p], "name": name}
+                                  for name, p in theirs.named_parameters()])
+    factors = [0, 1 / 3, 2 / 3, 1, 2 / 3, 1 / 3]
+    for factor in factors:
+        for group in optimizer.param_groups:
+            group["lr"] = factor * rate_of(group["name"], 0.01, 0.5, 2)
+        optimizer.zero_grad()
+        F.cross_entropy(theirs(window[0]["input_ids"], attention_mask=window[0]["attention_mask"])[0],
+                        window[0]["labels"]).backward()
+        optimizer.step()
+    for (name, p), q in zip(ours.named_parameters(), theirs.parameters()):
+        if not name.endswith("key.bias"):  # its gradient is 0 but for the last digits
+            assert float((p - q).detach().abs().max()) < 1e-5, name
+    assert [row["lr"] for row in history] == pytest.approx([0.01 * factor for factor in factors])
+
+
+def test_a_run_with_layer_decay_goes_on_bit_for_bit(cache, tiny_bert, monkeypatch):
+    undisturbed = whole_run(tiny_bert, layer_decay=0.7)
+    assert weights_digest(undisturbed["model"]) != weights_digest(whole_run(tiny_bert)["model"])
+    with monkeypatch.context() as patch:
+        interrupt(patch, "sample_of_step", 10)
+        with pytest.raises(KeyboardInterrupt):
+            whole_run(tiny_bert, layer_decay=0.7)
+    resumed = whole_run(tiny_bert, layer_decay=0.7)
+    assert timeless(resumed["history"]) == timeless(undisturbed["history"])
+    assert weights_digest(resumed["model"]) == weights_digest(undisturbed["model"])
 
 
 # ---- the loop against others -------------------------------------------------------------------
@@ -712,6 +785,91 @@ def test_a_finished_run_is_not_reused(cache, tiny_bert, monkeypatch):
     assert len(steps) == 16 and one["model"] is not two["model"]
     assert weights_digest(one["model"]) == weights_digest(two["model"])
     assert timeless(one["history"]) == timeless(two["history"])
+
+
+# ---- the mean of the last weights ----------------------------------------------------------------
+
+class Copies:
+    """Copies of the weights after every step, taken where the loop forgets its gradients."""
+
+    def __init__(self, monkeypatch):
+        self.taken, real = [], helpers.clear_gradients
+        monkeypatch.setattr(helpers, "clear_gradients", lambda model: (
+            self.taken.append([p.detach().double() for p in model.parameters()]), real(model)))
+
+    def mean_of_last(self, n):
+        """Return the mean of the last n copies, a tensor a parameter."""
+        return [torch.stack(tensors).mean(0) for tensors in zip(*self.taken[-n:])]
+
+
+@pytest.mark.parametrize("share,n", [(0.25, 4), (0.1, 2), (0.5, 8), (1.0, 16)])
+def test_training_returns_the_mean_of_the_last_weights(cache, tiny_bert, monkeypatch, share, n):
+    copies = Copies(monkeypatch)
+    params = whole_run(tiny_bert, average=share)
+    assert len(copies.taken) == 16
+    for got, expected in zip(params["model"].parameters(), copies.mean_of_last(n)):
+        assert float((got.detach() - expected).abs().max()) < 1e-6
+    last = params["history"][-1]
+    tokens = helpers.prepare(TEXTS[:9], params["tokenizer"], params["config"])
+    ids = [helpers.LABEL_IDS[label] for label in LABELS[:9]]
+    assert last["dev_loss"] == helpers.measure(params["model"], tokens, ids, params["tokenizer"],
+                                               params["config"])["loss"], "of what is returned"
+
+
+def test_without_a_share_the_last_weights_are_returned(cache, tiny_bert, monkeypatch):
+    copies = Copies(monkeypatch)
+    params = whole_run(tiny_bert, average=0.0)
+    assert all(torch.equal(got.detach().double(), last)
+               for got, last in zip(params["model"].parameters(), copies.taken[-1]))
+    with_mean = whole_run(tiny_bert, average=0.5)
+    assert losses(with_mean["history"]) == losses(params["history"]), "training itself is the same"
+
+
+def test_an_interrupted_run_goes_on_with_its_mean_bit_for_bit(cache, tiny_bert, monkeypatch):
+    undisturbed = whole_run(tiny_bert, average=0.5)
+    for name, calls in [("sample_of_step", 3), ("sample_of_step", 12), ("sample_of_step", 16),
+                        ("measure", 17), ("measure", 18)]:  # 17, 18: after the last step
+        with monkeypatch.context() as patch:
+            interrupt(patch, name, calls)
+            with pytest.raises(KeyboardInterrupt):
+                whole_run(tiny_bert, average=0.5)
+        resumed = whole_run(tiny_bert, average=0.5)
+        assert timeless(resumed["history"]) == timeless(undisturbed["history"]), (name, calls)
+        assert weights_digest(resumed["model"]) == weights_digest(undisturbed["model"])
+
+
+def test_a_finished_run_that_is_held_keeps_its_mean(cache, tiny_bert):
+    held = whole_run(tiny_bert, average=0.5, hold=True)
+    again = whole_run(tiny_bert, average=0.5, hold=True)
+    assert again["history"] == held["history"], "not trained again"
+    assert weights_digest(again["model"]) == weights_digest(held["model"])
+
+
+@pytest.mark.parametrize("seconds", [0, 40])
+def test_the_last_weights_of_a_time_budget(cache, tiny_bert, monkeypatch, seconds):
+    """Of 40 seconds each, measuring uses up the budget: no step sees that it is the last."""
+    clock, true_measure = Clock(), helpers.measure
+    monkeypatch.setattr(helpers.run, "time", clock)
+    monkeypatch.setattr(helpers, "measure", lambda *args: (
+        setattr(clock, "now", clock.now + seconds), true_measure(*args))[1])
+    copies = Copies(monkeypatch)
+    params = train(TEXTS, LABELS, model=tiny_bert, dev=(TEXTS[:8], LABELS[:8]),
+                   **dict(SHORT, epochs=20, max_minutes=4.0, average=0.5))
+    taken = [row for row in params["history"] if row["seconds"] > 120 and row["step"]]
+    assert 1 < len(taken) < len(copies.taken) < 160
+    expected = [copies.mean_of_last(len(taken) + more) for more in (-1, 0, 1)]
+    distances = [max(float((got.detach() - mean).abs().max())
+                     for got, mean in zip(params["model"].parameters(), means))
+                 for means in expected]
+    assert min(distances) < 1e-6 and max(distances) > 1e-5
+
+
+def test_masked_lm_takes_the_mean_too(cache, tiny_bert, monkeypatch):
+    copies = Copies(monkeypatch)
+    note = helpers.pretrain(TEXTS, model=tiny_bert, **dict(SHORT, average=0.5))
+    model = load_bert(note["path"], "mlm")[0]
+    for got, expected in zip(model.parameters(), copies.mean_of_last(-(-len(copies.taken) // 2))):
+        assert float((got.detach() - expected).abs().max()) < 1e-6
 
 
 # ---- what else may happen ----------------------------------------------------------------------
