@@ -26,7 +26,7 @@ import yaml
 import effects
 import evaluate
 import helpers
-from assignment import points_named, table_by_point
+from assignment import one_line, points_named, table_by_point
 from files import HERE, InputError, open_atomically, save_json
 from runtime import VERSIONS
 
@@ -387,12 +387,11 @@ def points_table(pages):
     points = {}
     for row in table_by_point({name: page["answers"] for name, page in pages.items()}, named):
         points.setdefault((row["point"], row["title"]), []).append(row)
-    lines = ["| assignment | answer | outcome | where |", "|---|---|---|---|"]
+    lines = ["| assignment | answer (95 % interval) | outcome | where |", "|---|---|---|---|"]
     for (point, title), rows in points.items():
         answered = [row for row in rows if row["answer"]]
-        limit, several = (LONGEST, "") if len(rows) < 2 else (LONGEST * 2 // 3, "{question} ")
-        said = " ".join(several.format(**row) + shortened(row["answer"], limit)
-                        for row in answered)
+        limit = LONGEST if len(rows) < 2 else LONGEST * 2 // 3
+        said = " ".join(shortened(one_line(row["answer"]), limit) for row in answered)
         outcomes = dict.fromkeys(row["verdict"] for row in answered if row["verdict"])
         where = dict.fromkeys(f"[{listed(filter(None, (row['notebook'][:2], row['number'])))}]"
                               f"(notebooks/{row['notebook']}.ipynb)" for row in rows
