@@ -113,13 +113,17 @@ def accuracy(part):
     return share(int((part.said == part.truth).sum()), len(part.ids))
 
 
+def bins_of(chance):
+    """Return the number of the bin of each probability."""
+    return np.minimum((BINS * chance).astype(int), BINS - 1)
+
+
 def calibration_error(chance, truth):
     """Return the expected calibration error in points: Guo et al. 2017, equation 3.
 
     Of the probability of pos, in BINS bins, each with its number of reviews as weight.
     """
-    number = np.minimum((BINS * chance).astype(int), BINS - 1)
-    return 100 * float(np.abs(np.bincount(number, chance - truth)).sum()) / len(truth)
+    return 100 * float(np.abs(np.bincount(bins_of(chance), chance - truth)).sum()) / len(truth)
 
 
 def error_by_chance(chance):
@@ -131,7 +135,7 @@ def error_by_chance(chance):
 
 def reliability(chance, truth):
     """Return a dict a bin: its mean probability of pos, the share that is pos, in %, and n."""
-    number, rows = np.minimum((BINS * chance).astype(int), BINS - 1), []
+    number, rows = bins_of(chance), []
     for i in sorted(set(number)):
         here = number == i
         value, low, high = share(int(truth[here].sum()), int(here.sum()))

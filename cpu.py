@@ -256,8 +256,8 @@ class DroppedAttention(torch.autograd.Function):
         """Return the gradients of query, key and value."""
         query, key, value, bias, out = ctx.saved_tensors
         to_query, to_key, to_value = (torch.empty_like(query) for _ in range(3))
-        minus_mean = -(grad.float() * out).sum(-1, keepdim=True).to(grad.dtype)  # of a row's
-        # gradients, by its weights
+        # Of the gradients of a row of weights, by these weights: summed in fp32.
+        minus_mean = -(grad.float() * out).sum(-1, keepdim=True).to(grad.dtype)
         grad = grad * (1 / ctx.share)
 
         def go_back(number, some, weights):
