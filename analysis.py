@@ -16,7 +16,6 @@ page lists those that nobody has read yet.
 Exit code: 0 done, 2 wrong use.
 """
 import argparse
-import gzip
 import os
 import sys
 from collections import Counter, namedtuple
@@ -28,7 +27,7 @@ import figures
 import helpers
 from files import InputError, nearest, open_atomically
 from helpers import LABELS
-from reference import REFERENCE, listed, read_json, table_row
+from reference import REFERENCE, listed, percent, read_column, read_json, table_row
 
 PAGE = os.path.join(REFERENCE, "analysis")
 ERRORS = os.path.join(REFERENCE, "errors.tsv")
@@ -51,16 +50,6 @@ Reviews = namedtuple("Reviews", "ids texts truth said chance")
 
 
 # ---- reading ------------------------------------------------------------------------------------
-
-def read_column(path):
-    """Return {PART/INDEX: value} of a file that evaluate.py wrote, packed by gzip or not."""
-    try:
-        with (gzip.open if path.endswith(".gz") else open)(path, "rt", encoding="utf-8") as file:
-            return dict(line.rstrip("\n").split("\t") for line in file)
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path}: cannot be read as lines PART/INDEX<TAB>value ({error}); give "
-                         f"what evaluate.py wrote") from None
-
 
 def read_parts(data_dir, predictions, scores=""):
     """Return {part: Reviews} of all parts but train; refuse predictions of other reviews."""
@@ -101,11 +90,6 @@ def share(count, n):
     low = beta.ppf(effects.LEVEL / 2, count, n - count + 1) if count else 0.0
     high = beta.isf(effects.LEVEL / 2, count + 1, n - count) if count < n else 1.0
     return 100 * count / n, 100 * low, 100 * high
-
-
-def in_words(value, low, high):
-    """Return a share as text: "82.4 % (79.1 to 85.7)"."""
-    return f"{value:.1f} % ({low:.1f} to {high:.1f})"
 
 
 def accuracy(part):
@@ -209,9 +193,9 @@ def confusion_text(parts):
     for name, part in parts.items():
         for i, label in enumerate(LABELS):
             called = np.bincount(part.said[part.truth == i], minlength=2)
-            lines.append(table_row(name, label, f"{called[0]:,}", f"{called[1]:,}", in_words(
+            lines.append(table_row(name, label, f"{called[0]:,}", f"{called[1]:,}", percent(
                 *share(int(called[i]), int(called.sum()))) if called.sum() else "none there"))
-        lines.append(table_row(name, "both", "", "", f"**{in_words(*accuracy(part))}**"))
+        lines.append(table_row(name, "both", "", "", f"**{percent(*accuracy(part))}**"))
     return lines
 
 
@@ -271,7 +255,7 @@ def length_text(parts, params, out):
     axes.legend(loc="best")
     worst = min(data, key=lambda row: row["accuracy"])
     finding = (f"Lowest accuracy: {worst['part']} reviews of {worst['from']} to {worst['to']} "
-               f"words, {in_words(worst['accuracy'], worst['low'], worst['high'])}.")
+               f"words, {percent(worst['accuracy'], worst['low'], worst['high'])}.")
     drawn = picture(figure, "accuracy_by_length", finding, out, data, (
         f"Accuracy by number of words with 95 % intervals, in bins of as many reviews: "
         f"{listed(right)}."))
@@ -302,12 +286,12 @@ def errors_text(dev, path, out):
         axes.set_yticklabels([row["kind"] for row in rows])
         axes.set(xlabel="of the errors that were read, %")
         lines += ["", "| kind | what it means | errors | of those read |", "|---|---|---|---|"]
-        lines += [table_row(row["kind"], KINDS[row["kind"]], row["n"], in_words(
+        lines += [table_row(row["kind"], KINDS[row["kind"]], row["n"], percent(
             row["share"], row["low"], row["high"])) for row in rows] + [""]
         top = rows[0]
         lines += picture(figure, "errors_by_kind", (
             f"The commonest kind: {top['kind']}, "
-            f"{in_words(top['share'], top['low'], top['high'])} of {len(kinds)} errors."), out,
+            f"{percent(top['share'], top['low'], top['high'])} of {len(kinds)} errors."), out,
             rows, f"Shares of {len(rows)} kinds of errors as bars with 95 % intervals.")
     return lines + (["", f"Not read yet: {listed(unread)}."] if unread else [])
 
@@ -323,8 +307,8 @@ def unlabelled_text(parts):
         if name in parts and source in parts and parts[source].truth is not None:
             part = parts[name]
             lines.append(table_row(
-                name, f"{len(part.ids):,}", in_words(*share(int(part.said.sum()), len(part.ids))),
-                in_words(*expected_accuracy(parts[source], part)), source))
+                name, f"{len(part.ids):,}", percent(*share(int(part.said.sum()), len(part.ids))),
+                percent(*expected_accuracy(parts[source], part)), source))
     return lines
 
 

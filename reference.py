@@ -34,6 +34,7 @@ REFERENCE = os.path.join(HERE, "results", "reference")
 LONGEST = 120  # characters of an answer in README's table; two thirds where there are several
 # Pages made before answers had verdicts say only whether what was expected held.
 OLDER = {True: "as expected", False: "not as expected", None: "open"}
+SHOWN = "report.png"  # README's picture of a page, the one figure that no page makes
 BEGIN, END = "<!-- reference: begin -->\n", "<!-- reference: end -->\n"
 
 
@@ -112,10 +113,13 @@ def keep(out, with_pages=False):
     for name, page in pages.items():
         save_json(os.path.join(REFERENCE, name + ".json"), page)
     save_json(os.path.join(REFERENCE, "run.json"), run)
-    for name in sorted(os.listdir(os.path.join(out, "figures"))):
+    made, folder = os.listdir(os.path.join(out, "figures")), os.path.join(HERE, "figures")
+    for name in sorted(made):
         with open(os.path.join(out, "figures", name), "rb") as source, \
-                open_atomically(os.path.join(HERE, "figures", name), "wb") as target:
+                open_atomically(os.path.join(folder, name), "wb") as target:
             target.write(source.read())
+    for name in set(os.listdir(folder)) - {*made, SHOWN}:  # of an older run
+        os.remove(os.path.join(folder, name))
     archive(os.path.join(REFERENCE, "trials.zip"), {
         os.path.basename(path): path for path in trials_of(out)})
     if with_pages:
@@ -158,10 +162,14 @@ def run_recipe(arguments):
     return 0
 
 
-def read_predictions():
-    """Return {review's id: label} as the recipe predicted."""
-    with gzip.open(os.path.join(REFERENCE, "preds.tsv.gz"), "rt", encoding="utf-8") as file:
-        return dict(line.rstrip("\n").split("\t") for line in file)
+def read_column(path):
+    """Return {PART/INDEX: value} of a file that evaluate.py wrote, packed by gzip or not."""
+    try:
+        with (gzip.open if path.endswith(".gz") else open)(path, "rt", encoding="utf-8") as file:
+            return dict(line.rstrip("\n").split("\t") for line in file)
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: cannot be read as lines PART/INDEX<TAB>value ({error}); give "
+                         f"what evaluate.py wrote") from None
 
 
 def accuracy_on_unseen(recipe, n_dev):
@@ -171,7 +179,7 @@ def accuracy_on_unseen(recipe, n_dev):
     which reviews, n, accuracy, its 95 % interval over reviews (of this one model), naive Bayes.
     """
     data = helpers.load_filimdb(recipe["data"], ("train", "dev"))
-    dev, predicted = data["dev"], read_predictions()
+    dev, predicted = data["dev"], read_column(os.path.join(REFERENCE, "preds.tsv.gz"))
     used, in_train = set(helpers.subset(dev, n_dev).ids), set(data["train"].texts)
     bayes = helpers.naive_bayes(data["train"].texts, data["train"].labels, dev.texts)
     reviews = [(i, text, predicted[i] == label, guess == label)
@@ -232,15 +240,20 @@ def listed(values):
     return ", ".join(map(str, values))
 
 
-def percent(row):
-    """Return an accuracy with its interval: "82.4 % (79.1 to 85.7)"; row: both in percent."""
-    return f"{row['accuracy']:.1f} % ({row['low']:.1f} to {row['high']:.1f})"
+def percent(value, low, high):
+    """Return a share in percent with its interval as text: "82.4 % (79.1 to 85.7)"."""
+    return f"{value:.1f} % ({low:.1f} to {high:.1f})"
+
+
+def accuracy_of(row):
+    """Return a row's accuracy with its interval as text."""
+    return percent(row["accuracy"], row["low"], row["high"])
 
 
 def tried(trials, key):
     """Return what trials give by the value of a key, as text."""
     return ", ".join(f"{effects.short(row[key])}: " + (
-        f"{percent(row)[:-1]}; {effects.number_of(row['seeds'], 'seed')})" if row["seeds"]
+        f"{accuracy_of(row)[:-1]}; {effects.number_of(row['seeds'], 'seed')})" if row["seeds"]
         else "failed") for row in effects.accuracies(trials, key).to_dict("records")
     ) or "not run yet"
 
@@ -296,7 +309,7 @@ def recipe_text(recipe, pages, trials, run):
              " ".join(["python evaluate.py", *recipe["arguments"]]), "```", "",
              "| dev reviews | n | accuracy (95 % interval over reviews) | naive Bayes |",
              "|---|---|---|---|"]
-    lines += [table_row(row["reviews"], f"{row['n']:,}", percent(row),
+    lines += [table_row(row["reviews"], f"{row['n']:,}", accuracy_of(row),
                         f"{row['naive_bayes']:.1f} %") for row in recipe["unseen"]]
     lines += ["", "| part | n | accuracy | naive Bayes | of them in train |",
               "|---|---|---|---|---|"]
@@ -335,7 +348,7 @@ def published_figures(pages, run, recipe, trials):
                       answers_to(pages, "05", "Q3"), other.format(listed(parameters["sizes"]))),
             table_row("the whole train part",
                       "[S], 512 tokens, head+tail: 94.58 %; with MLM pretraining 95.63 %",
-                      percent(whole[-1]) if whole[-1] else "not run yet",
+                      accuracy_of(whole[-1]) if whole[-1] else "not run yet",
                       other.format("the train part's"))]
 
 

@@ -149,7 +149,7 @@ def test_what_readers_found(tmp_path):
     path.write_text("dev/0\tirony\tsarcastic\ndev/3\tirony\ndev/2\tnegation\tright by now\n")
     text = "\n".join(analysis.errors_text(part, str(path), out))
     assert "2 of them are read" in text and "Not read yet: dev/1." in text
-    assert "| irony | " + analysis.KINDS["irony"] + " | 2 | " + analysis.in_words(*share(2, 2)) in text
+    assert "| irony | " + analysis.KINDS["irony"] + " | 2 | " + analysis.percent(*share(2, 2)) in text
     assert "negation" not in text, "that review is no error of this model"
     for line, told in (("dev/1\tironie\t", "line 4: kind 'ironie'; did you mean irony?"),
                        ("dev/0\tirony\t", "line 4: dev/0 stands there twice")):
@@ -249,7 +249,7 @@ def test_the_predictions_of_a_run_are_analysed(tiny_bert, tmp_path, monkeypatch)
     code, page = analysed(tmp_path, "--scores", scores, "--load", folder)
     assert code == 0 and page.count("Dev reviews cut to the") == 2 and "![" in page
     parts = analysis.read_parts(str(data), out, scores)
-    assert analysis.in_words(*analysis.accuracy(parts["dev"])) in page
+    assert analysis.percent(*analysis.accuracy(parts["dev"])) in page
     low, high = effects.accuracy_interval(["01" * 6])[1:]
     assert low < high and files.read_json(record, {})["parts"]["dev"]["accuracy"] == (
         parts["dev"].said == parts["dev"].truth).mean()

@@ -86,6 +86,16 @@ def test_a_run_is_kept(finished):
     assert (root / "results" / "trials.zip").read_bytes() == bytes_
 
 
+def test_figures_of_an_older_run_go_and_the_readmes_picture_stays(finished):
+    root, out = finished
+    (root / "figures").mkdir()
+    for name in ("report.png", "old.png", "old.csv"):
+        (root / "figures" / name).write_bytes(b"mine")
+    assert reference.main([str(out)]) == 0
+    assert sorted(path.name for path in (root / "figures").iterdir()) == ["f.png", "report.png"]
+    assert (root / "figures" / "report.png").read_bytes() == b"mine"
+
+
 def test_pages_are_packed_only_when_asked_to(finished):
     root, out = finished
     packed = root / "results" / "report.zip"
@@ -292,7 +302,7 @@ def test_a_recipe_that_fails_is_not_kept(finished, tmp_path, capsys):
 def test_the_recipe_says_what_its_predictions_say():
     recipe, run = reference.read_reference()[2], reference.read_reference()[1]
     data = helpers.load_filimdb(str(ROOT / "data" / "FILIMDB"))
-    predicted = reference.read_predictions()
+    predicted = reference.read_column(os.path.join(reference.REFERENCE, "preds.tsv.gz"))
     assert list(predicted) == [i for part in helpers.PARTS for i in data[part].ids]
     parts = evaluate.measure(data, {part: [predicted[i] for i in data[part].ids]
                                     for part in helpers.PARTS})
