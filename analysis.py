@@ -6,12 +6,11 @@
         --load build/classifier
     python analysis.py build/run.json build/preds.tsv --texts    # the drawn errors, to be read
 
-(After `make recipe` RECORD and PREDICTIONS are recipe.json and preds.tsv.gz of results/reference.)
-
-Writes README.md and figures to results/reference/analysis. Without --scores there is no
-calibration; without --load dev reviews are not cut to the lengths of short ones (which takes their
-classification). What a reader found in the drawn errors of dev stands in
-results/reference/errors.tsv, a line `PART/INDEX<TAB>kind<TAB>note` each, without the texts; the
+`make recipe` does the first two; of the recipe that is kept, RECORD and PREDICTIONS are recipe.json
+and preds.tsv.gz of results/reference. README.md and figures go to results/reference/analysis.
+Without --scores there is no calibration; without --load dev reviews are not cut to the lengths of
+short ones (which takes their classification). What a reader found in the drawn errors of dev stands
+in results/reference/errors.tsv, a line `PART/INDEX<TAB>kind<TAB>note` each, without the texts; the
 page lists those that nobody has read yet.
 Exit code: 0 done, 2 wrong use.
 """
@@ -273,10 +272,12 @@ def errors_text(dev, path, out):
     lines += [f"{len(ids)} of {int((dev.said != dev.truth).sum()):,} errors were drawn by a fixed "
               f"seed; {len(kinds)} of them are read (errors.tsv)."]
     if kinds:
-        rows = []
+        rows, truth = [], dict(zip(dev.ids, dev.truth))
         for kind, count in Counter(kinds.values()).most_common():
             value, low, high = share(count, len(kinds))
-            rows.append({"kind": kind, "n": count, "share": value, "low": low, "high": high})
+            called_pos = sum(kinds[i] == kind and truth[i] == 0 for i in kinds)
+            rows.append({"kind": kind, "n": count, "share": value, "low": low, "high": high,
+                         "neg called pos": called_pos, "pos called neg": count - called_pos})
         figure, [axes] = figures.new_figure(height=0.8 + 0.4 * len(rows))
         heights = range(len(rows))[::-1]
         axes.barh(heights, [row["share"] for row in rows], color=figures.COLOURS[0], xerr=[
@@ -285,9 +286,11 @@ def errors_text(dev, path, out):
         axes.set_yticks(heights)
         axes.set_yticklabels([row["kind"] for row in rows])
         axes.set(xlabel="of the errors that were read, %")
-        lines += ["", "| kind | what it means | errors | of those read |", "|---|---|---|---|"]
-        lines += [table_row(row["kind"], KINDS[row["kind"]], row["n"], percent(
-            row["share"], row["low"], row["high"])) for row in rows] + [""]
+        lines += ["", "| kind | what it means | neg called pos | pos called neg | of those "
+                  "read |", "|---|---|---|---|---|"]
+        lines += [table_row(row["kind"], KINDS[row["kind"]], row["neg called pos"],
+                            row["pos called neg"], percent(row["share"], row["low"], row["high"]))
+                  for row in rows] + [""]
         top = rows[0]
         lines += picture(figure, "errors_by_kind", (
             f"The commonest kind: {top['kind']}, "

@@ -305,7 +305,8 @@ def recipe_text(recipe, pages, trials, run):
     lines = ["", "## The recipe", "", "Chosen on dev by the trials below, one model, trained on "
              f"the whole train part; {recipe['seen']}. Minutes: {minutes} ({recipe['device']}, "
              f"{recipe['cores']} cores; {stack}). Predictions of all parts: "
-             "[preds.tsv.gz](preds.tsv.gz). Again: `make recipe`.", "", "```",
+             "[preds.tsv.gz](preds.tsv.gz). [Where it is right and where "
+             "not](analysis/README.md). Again: `make recipe`.", "", "```",
              " ".join(["python evaluate.py", *recipe["arguments"]]), "```", "",
              "| dev reviews | n | accuracy (95 % interval over reviews) | naive Bayes |",
              "|---|---|---|---|"]

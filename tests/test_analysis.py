@@ -149,7 +149,7 @@ def test_what_readers_found(tmp_path):
     path.write_text("dev/0\tirony\tsarcastic\ndev/3\tirony\ndev/2\tnegation\tright by now\n")
     text = "\n".join(analysis.errors_text(part, str(path), out))
     assert "2 of them are read" in text and "Not read yet: dev/1." in text
-    assert "| irony | " + analysis.KINDS["irony"] + " | 2 | " + analysis.percent(*share(2, 2)) in text
+    assert "| irony | " + analysis.KINDS["irony"] + " | 1 | 1 | " + analysis.percent(*share(2, 2)) in text
     assert "negation" not in text, "that review is no error of this model"
     for line, told in (("dev/1\tironie\t", "line 4: kind 'ironie'; did you mean irony?"),
                        ("dev/0\tirony\t", "line 4: dev/0 stands there twice")):
@@ -199,7 +199,7 @@ def test_a_page_of_made_up_predictions(made_up):
                  "| dev | pos | 10 | 30 | 75.0 % (58.8 to 87.3) |",
                  "| dev | both |  |  | **75.0 % (64.1 to 84.0)** |",
                  "| dev-b | neg | 20 | 0 | 100.0 % (83.2 to 100.0) |",
-                 "| plot mood | " + analysis.KINDS["plot mood"] + " | 1 | 100.0 % (2.5 to 100.0) |"):
+                 "| plot mood | " + analysis.KINDS["plot mood"] + " | 1 | 0 | 100.0 % (2.5 to 100.0) |"):
         assert line in page, line
     assert "calibration error: dev 0.0 points" in page and "; dev-b 25.0 points" in page
     assert "other than by default: lr=0.5. Minutes: training 1.5" in page
