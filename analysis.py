@@ -6,12 +6,12 @@
         --load build/classifier
     python analysis.py build/run.json build/preds.tsv --texts    # the drawn errors, to be read
 
-`make recipe` does the first two; of the recipe that is kept, RECORD and PREDICTIONS are recipe.json
-and preds.tsv.gz of results/reference. README.md and figures go to results/reference/analysis.
-Without --scores there is no calibration; without --load dev reviews are not cut to the lengths of
-short ones (which takes their classification). What a reader found in the drawn errors of dev stands
-in results/reference/errors.tsv, a line `PART/INDEX<TAB>kind<TAB>note` each, without the texts; the
-page lists those that nobody has read yet.
+`make recipe` does the first two; of the recipe that is kept, RECORD and PREDICTIONS are
+recipe.json and preds.tsv.gz of results/reference. README.md and figures go to
+results/reference/analysis. Without --scores there is no calibration; without --load dev reviews
+are not cut to the lengths of short ones (which takes their classification). What a reader found in
+the drawn errors of dev stands in results/reference/errors.tsv, a line `PART/INDEX<TAB>kind<TAB>note`
+each, without the texts; the page lists those that nobody has read yet.
 Exit code: 0 done, 2 wrong use.
 """
 import argparse
