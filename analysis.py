@@ -10,8 +10,8 @@
 recipe.json and preds.tsv.gz of results/reference. README.md and figures go to
 results/reference/analysis. Without --scores there is no calibration; without --load dev reviews
 are not cut to the lengths of short ones (which takes their classification). What a reader found in
-the drawn errors of dev stands in results/reference/errors.tsv, a line `PART/INDEX<TAB>kind<TAB>note`
-each, without the texts; the page lists those that nobody has read yet.
+the drawn errors of dev stands in results/reference/errors.tsv, without the texts, a line
+`PART/INDEX<TAB>kind<TAB>note` each; the page lists those that nobody has read yet.
 Exit code: 0 done, 2 wrong use.
 """
 import argparse
