@@ -53,17 +53,25 @@ Reviews = namedtuple("Reviews", "ids texts truth said chance")
 def read_parts(data_dir, predictions, scores=""):
     """Return {part: Reviews} of all parts but train; refuse predictions of other reviews."""
     said, parts = read_column(predictions), {}
+    if set(said.values()) - set(LABELS):
+        raise InputError(f"{predictions}: holds other than {' and '.join(LABELS)}; give what "
+                         f"--out wrote")
     chance = read_column(scores) if scores else {}
+    try:
+        chance = {i: float(value) for i, value in chance.items()}
+    except ValueError:
+        raise InputError(f"{scores}: holds other than numbers; give what --scores wrote") from None
     for name, part in helpers.load_filimdb(data_dir).items():
-        lacking = [i for i in part.ids if i not in said or chance and i not in chance]
-        if lacking:
-            raise InputError(f"{predictions}: says nothing of {lacking[0]}; give the predictions, "
-                             f"and scores, of all of {data_dir}")
+        for path, values in ((predictions, said), (scores, chance)):
+            lacking = [i for i in part.ids if path and i not in values]
+            if lacking:
+                raise InputError(f"{path}: says nothing of {lacking[0]}; give what is of all of "
+                                 f"{data_dir}")
         if name != "train":
             truth = part.labels and np.array([LABELS.index(label) for label in part.labels])
             parts[name] = Reviews(part.ids, part.texts, truth,
                                   np.array([LABELS.index(said[i]) for i in part.ids]),
-                                  np.array([float(chance.get(i, "nan")) for i in part.ids]))
+                                  np.array([chance.get(i, np.nan) for i in part.ids]))
     return parts
 
 
@@ -243,7 +251,7 @@ def length_text(parts, params, out):
                         f"{in_points(difference(right['dev'], right[name], True))}; a dev-b "
                         f"review, as long, is read right more often by "
                         f"{in_points(difference(right['dev-b'], right[name], False))}.")
-    for (name, hits), colour, mark in zip(right.items(), figures.COLOURS, "os^v"):
+    for (name, hits), colour, mark in zip(right.items(), figures.COLOURS, "os^vDP"):
         rows = by_length(lengths[name], hits, 8 if name == "dev" else 4)
         data += [dict(part=name, **row) for row in rows]
         draw_interval(axes, [row["words"] for row in rows], rows, "accuracy", colour, name, mark)
@@ -336,8 +344,6 @@ def picture(figure, name, finding, out, data, alt):
 def page_of(record, parts, params, errors, out):
     """Return the page as text; its figures are written beside it."""
     labelled = {name: part for name, part in parts.items() if part.truth is not None}
-    if "dev" not in labelled:
-        raise InputError("dev with its labels is needed to analyse errors; `make data` fetches it")
     minutes = listed(f"{phase} {value:.1f}" for phase, value in sorted(record["minutes"].items()))
     config = helpers.make_config()
     set_to = listed(f"{key}={value}" for key, value in sorted(record["settings"].items())
@@ -376,8 +382,13 @@ def main(argv=None):
     parser.add_argument("--texts", action="store_true", help="only print the drawn errors")
     args = parser.parse_args(argv)
     try:
+        if not os.path.isfile(args.record):
+            raise InputError(f"{args.record}: no such file; evaluate.py --json writes it")
         record = read_json(args.record)
         parts = read_parts(args.data or record["data"], args.predictions, args.scores)
+        if "dev" not in parts or parts["dev"].truth is None:
+            raise InputError("dev with its labels is needed to analyse errors; `make data` "
+                             "fetches it")
         if args.texts:
             show_errors(parts["dev"], args.errors)
             return 0

@@ -17,7 +17,8 @@ for each review. A part that is absent is left out; training needs train.
 each phase, settings, versions and device. --scores FILE: `PART/INDEX<TAB>probability of pos`.
 Several processes give the losses of one to 1e-5 in fp32 without dropout; with dropout they draw
 other masks.
-Exit code: 0 done, 2 wrong use or a full disk, 130/143 stopped by Ctrl-C or SIGTERM.
+Exit code: 0 done, 2 wrong use, a full disk or a diverged training, 130/143 stopped by Ctrl-C or
+SIGTERM.
 """
 import argparse
 import ast
@@ -25,6 +26,7 @@ import contextlib
 import inspect
 import json
 import os
+import shutil
 import signal
 import sys
 import textwrap
@@ -33,8 +35,9 @@ import time
 
 def stopped(number):
     """Say in one line how to go on after a signal; return the exit code."""
-    print("evaluate.py: interrupted; the same command resumes from the last checkpoint",
-          file=sys.stderr, flush=True)
+    again = ("begins anew: --grading measures its budgets" if "--grading" in sys.argv else
+             "resumes from the last checkpoint")
+    print(f"evaluate.py: interrupted; the same command {again}", file=sys.stderr, flush=True)
     return 128 + number
 
 
@@ -57,7 +60,6 @@ TINY = os.path.join(SAMPLE, "bert")
 SAMPLE_SETTINGS = {"lr": 3e-4, "seq_len": 256}
 SAMPLE_PRETRAIN = {"lr": 5e-4}
 SHORT = ("dev-b", "test-b")  # short reviews: another domain than the training reviews
-CLASSIFYING = ("seq_len", "keep", "words", "precision", "device")  # what --set may be with --load
 
 
 def refuse(message):
@@ -116,6 +118,9 @@ def parse_settings(pairs):
             settings[where][name] = ast.literal_eval(value)
         except (ValueError, SyntaxError):
             settings[where][name] = value  # a bare word: keep=tail
+    for key in ("freeze", "whole_word"):
+        if settings[""].get(key):
+            raise InputError(f"--set {key}=True: for pretrain only; write pretrain.{key}=True")
     helpers.make_config(**settings[""])
     helpers.make_config(helpers.MLM_DEFAULTS, **settings["pretrain"])
     return settings[""], settings["pretrain"]
@@ -126,7 +131,7 @@ def check_load(args, overrides, pretrain_overrides):
     given = [option for option, value in (
         ("--model", args.model), ("--transductive", args.transductive),
         ("--no-pretrain", args.no_pretrain), ("--save", args.save)) if value not in (None, False)]
-    given += [f"--set {key}" for key in overrides if key not in CLASSIFYING]
+    given += [f"--set {key}" for key in overrides if key not in helpers.CLASSIFYING]
     given += [f"--set pretrain.{key}" for key in pretrain_overrides]
     if given:
         raise InputError(f"--load trains nothing, so it does not go with {', '.join(given)}; "
@@ -218,7 +223,7 @@ def report(parts, seen):
     for part, row in parts.items():
         note = ["short reviews, another domain"] if part in SHORT else []
         if part == "train":
-            note.append("seen in training")
+            note += ["seen in training"] * (not seen.startswith("loaded"))
         elif row["baselines"]:
             note.append(f"naive Bayes {row['baselines']['naive Bayes']:.2%}")
         print(f"{part:<6} accuracy {row['accuracy']:7.2%} of {row['n']:,} reviews "
@@ -262,9 +267,11 @@ def trained(args, data_dir, data, overrides, pretrain_overrides, minutes):
         overrides["model"] = args.model
     args.model = overrides.get("model", helpers.default_model())
     pretrain_overrides.setdefault("model", args.model)
-    check_training([helpers.make_config(**overrides),
-                    helpers.make_config(helpers.MLM_DEFAULTS, **pretrain_overrides)],
-                   data_dir, data["train"].labels)
+    shortest = {"seq_len": 3} if args.grading else {}  # in place of a default: it is chosen later
+    configs = [helpers.make_config(**dict(shortest, **overrides))]
+    if not args.no_pretrain:
+        configs.append(helpers.make_config(helpers.MLM_DEFAULTS, **pretrain_overrides))
+    check_training(configs, data_dir, data["train"].labels)
     params, seen = None, "no pretraining"
     if not args.no_pretrain:
         with timed(minutes, "pretraining"):
@@ -280,10 +287,10 @@ def trained(args, data_dir, data, overrides, pretrain_overrides, minutes):
     with timed(minutes, "training"):
         clock = grading.Clock(overrides.get("device", ""))
         if args.grading:
-            start = dict(overrides, model=params["path"]) if params else overrides
+            start = dict(overrides, model=params["path"] if params else args.model)
             plan = grading.plan_training(data["train"].texts, data["train"].labels, start, clock,
                                          positions_of(start["model"]))
-            overrides = dict(plan, model=overrides["model"])
+            overrides = dict(plan, model=args.model)
         params = helpers.train(data["train"].texts, data["train"].labels, params, hold=True,
                                **overrides)
     print(f"training: {minutes['training']:.1f} minutes", flush=True)
@@ -294,8 +301,7 @@ def check_outputs(args):
     """Refuse what could not be written, before hours are spent; expand ~ in place."""
     args.out = os.path.expanduser(args.out)
     check_output("--out", args.out)
-    if args.save is not None:
-        checkpoints.check_place(args.save)
+    place = checkpoints.check_place(args.save) if args.save is not None else None
     taken = {os.path.realpath(args.out): "predictions go there (--out)"}
     for option in ("json", "scores"):
         path = getattr(args, option)
@@ -307,6 +313,10 @@ def check_outputs(args):
                 raise InputError(f"--{option} {path}: {taken[os.path.realpath(path)]}; name "
                                  f"another")
             taken[os.path.realpath(path)] = f"--{option} goes there"
+    for path in taken:
+        if place and (path + os.sep).startswith(place + os.sep):
+            raise InputError(f"{path}: lies in {args.save}, which --save replaces whole; name "
+                             f"another")
 
 
 def run(argv=None):
@@ -314,6 +324,9 @@ def run(argv=None):
     args = parse_arguments(argv)
     overrides, pretrain_overrides = parse_settings(args.set)
     check_outputs(args)
+    if args.no_pretrain and args.transductive and args.load is None:
+        raise InputError("--transductive is of pretraining, so it does not go with --no-pretrain; "
+                         "leave out one of the two")
     if args.grading:
         check_grading(overrides, pretrain_overrides)
     tiny = args.data is None and args.model is None and args.load is None
@@ -335,7 +348,7 @@ def run(argv=None):
         overrides = {}
     with timed(minutes, "classification"):
         if args.grading:
-            clock = grading.Clock(overrides.get("device", ""))
+            clock = grading.Clock(overrides.get("device", params["config"].device))
             logits = grading.classify(data, params, clock, **overrides)
         else:
             logits = {part: helpers.classifier_logits(data[part].texts, params, **overrides)
@@ -354,6 +367,9 @@ def run(argv=None):
         if args.json is not None:
             files.save_json(args.json, record_of(args, params, overrides, seen, minutes, parts))
         files.remove_if_there(params["run"])
+        if args.grading and params["pretrained"] and args.load is None:
+            # Its name holds the budget that was measured: no later run would find it.
+            shutil.rmtree(params["pretrained"]["path"], ignore_errors=True)
         warn_of_one_class(data, predicted)
 
 

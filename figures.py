@@ -99,11 +99,11 @@ def same_limits(panels):
 def plot_arm(axes, trials, key, colour, xs=None, count_failed=False):
     """Plot dev accuracy over the values of a key: means with 95 % intervals, faint single seeds.
 
-    trials: a table of trials that differ in nothing else but the seed. xs: places of the values in
-    their order, without them the values themselves. Return where the line ends, for `label_ends`.
+    trials: a table of trials that differ in nothing else but the seed. xs: {value: its place},
+    without it the values are their own places. Return where the line ends, for `label_ends`.
     """
     table = effects.accuracies(trials, key, count_failed)
-    places = dict(zip(table[key], table[key] if xs is None else xs))
+    places = xs or dict(zip(table[key], table[key]))
     sound = trials[(trials["failed"] == "") | (count_failed & (trials["correct"] != ""))]
     axes.plot([places[value] for value in sound[key]], 100 * sound["dev_accuracy"], "o",
               color=colour, alpha=0.35, markersize=6, markeredgewidth=0)

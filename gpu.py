@@ -19,7 +19,7 @@ QUEUED = {"cuda"}   # kinds of devices that work through a queue
 # Tokens of a pass that a GPU computes while the host queues its kernels, which takes 8 to 15 ms:
 FLOOR = 4096        # at some 400 tokens a ms (bf16) ...
 OLD_FLOOR = 1024    # ... or some 80 (a V100, a T4, or fp32)
-CALM_TOKENS = 2 ** 15  # padded tokens of a pass that only predicts
+CALM_TOKENS = 2 ** 15  # at most, of a pass that only predicts or goes unpadded
 TODAY = hasattr(transformers, "AttentionInterface")  # the library lets us say how BERT attends
 
 
@@ -154,6 +154,12 @@ def split_batch(batch, most_tokens, unpadded=False):
     return [part for rows in (slice(0, size // 2), slice(size // 2, size))
             for part in split_batch({key: value[rows] for key, value in batch.items()},
                                     most_tokens, unpadded)]
+
+
+def ready_batches(batches, device, unpadded, most_tokens):
+    """Return batches as the device takes them, split where they have more than most_tokens."""
+    return [ready_batch(part, device, unpadded) for batch in batches
+            for part in split_batch(batch, most_tokens, unpadded)]
 
 
 class Ahead:

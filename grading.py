@@ -106,12 +106,14 @@ def plan_training(texts, labels, overrides, clock, limit_of_model=512):
     overrides: fields of Config that are not to be chosen: seq_len, epochs, precision.
     """
     config = helpers.make_config(**overrides)
-    (model, tokenizer), loading = clock.timed(helpers.load_bert, config.model)
+    (model, tokenizer), loading = clock.timed(
+        helpers.load_bert, config.model, "classifier", config.dropout, config.attention_dropout,
+        pooling=config.pooling)
     model.to(clock.device)
     texts, label_ids = helpers.check_texts(texts, labels)
     tokens = helpers.prepare(texts, tokenizer, helpers.make_config(vars(config), seq_len=3))
     lengths = [overrides["seq_len"]] if "seq_len" in overrides else [
-        n for n in LENGTHS if SHORTEST <= n <= limit_of_model]
+        n for n in LENGTHS if SHORTEST <= n <= limit_of_model] or [limit_of_model]
     formats = [overrides["precision"]] if "precision" in overrides else formats_of(clock.device)
     speeds = []
     for precision in formats:
@@ -180,10 +182,20 @@ def time_step(model, steps, forward, config, clock):
 
 
 def one_step(model, optimizer, step, forward, config):
-    """Make one optimizer step, on a model that is thrown away after."""
+    """Make one optimizer step as `fit` would, on a model that is thrown away after."""
     device, unpadded = next(model.parameters()).device, gpu.unpads(model, config.precision)
-    step = [gpu.ready_batch(batch, device, unpadded) for batch in step]  # as `fit` has them
-    helpers.accumulate(model, step, helpers.count_targets(step), forward, config.precision)
+    most_tokens = gpu.token_limit(model) if unpadded else math.inf
+    while True:
+        parts = gpu.ready_batches(step, device, unpadded, most_tokens)
+        try:
+            helpers.accumulate(model, parts, helpers.count_targets(parts), forward,
+                               config.precision)
+            break
+        except runtime.OutOfMemory:
+            if max(map(gpu.rows_of, parts)) == 1:
+                raise
+            helpers.clear_gradients(model)
+            most_tokens = max(map(gpu.tokens_of, parts)) // 2
     optimizer.step()
     helpers.clear_gradients(model)
 

@@ -7,9 +7,9 @@
 
 It reads in the order in which the data flows: hyperparameters -> data -> text to tokens ->
 batches -> model -> optimizer and schedule -> training loop -> classifier -> masked LM ->
-baselines. What keeps that fast, portable and safe stands in cpu.py, gpu.py, checkpoints.py,
-runtime.py and files.py. One file to hand in, joined of the six: `make classifier`. Importing
-changes nothing.
+baselines. What keeps that fast, portable and safe stands in run.py, cpu.py, gpu.py,
+checkpoints.py, runtime.py and files.py. One file to hand in, joined of the seven: `make
+classifier`. Importing changes nothing.
 """
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ class Config:
     attention_dropout: float = 0.1  # on attention weights [D]
     whole_word: bool = False   # pretrain only: mask whole words instead of single tokens
     freeze: bool = False       # pretrain only: the encoder stays fixed, the head alone learns
-    max_minutes: float = 0.0   # time budget of the call; 0 = none
+    max_minutes: float = 0.0   # time budget of the steps, loading not counted; 0 = none
     seed: int = 0              # new layers and dropout
     data_seed: int = 0         # order of the reviews, masks
     precision: str = "auto"    # fp32, bf16, fp16; auto: bf16 or fp16 on a GPU, else fp32 [M]
@@ -876,7 +876,7 @@ def fit(model, batches, n_steps, steps_per_epoch, forward, config, evaluate=None
             if run.scaler.overflowed(loss, norm):
                 run.skip()
                 continue  # fp16: the same step again, its loss scaled less
-            run.expect(lr, n_targets, loss, norm)  # Diverged, before it can reach the weights
+            run.expect(lr, n_targets, loss, norm)  # Diverged: on a CPU before the step
             with uninterrupted():  # whatever stops the run, a step is whole
                 optimizer.step()
                 clear_gradients(model)  # else the next step would add to them
@@ -1008,6 +1008,8 @@ def train(texts, labels, pretrain_params=None, dev=None, n_eval=500, log_dir="",
     if config.freeze:
         raise InputError("freeze=True: for pretrain only; a classifier on a fixed BERT is "
                          "frozen_regression on frozen_features")
+    if config.whole_word:
+        raise InputError("whole_word=True: for pretrain only")
     if pretrain_params is not None:
         config = dataclasses.replace(config, model=pretrained_folder(pretrain_params))
         say(f"training starts from {describe(pretrain_params)}")
@@ -1153,13 +1155,21 @@ def probabilities(texts, params, **overrides):
     return classifier_logits(texts, params, **overrides).softmax(1)
 
 
+CLASSIFYING = "seq_len", "keep", "words", "precision", "device"  # may differ from the training's
+
+
 def classifier_logits(texts, params, what="classifying", **overrides):
     """Return the logits of texts, float32 (n, 2) on the CPU, as params' own settings cut them.
 
-    what: a name for the progress bar, silent without one. overrides: fields of Config.
+    what: a name for the progress bar, silent without one. overrides: those fields of Config that
+    CLASSIFYING names; the others were fixed by the training.
     """
     check_params(params)
     config = make_config(vars(params["config"]), **overrides)
+    fixed = [key for key in overrides if key not in CLASSIFYING]
+    if fixed:
+        raise InputError(f"{fixed[0]}={overrides[fixed[0]]!r}: fixed by the training; classifying "
+                         f"takes {', '.join(CLASSIFYING)}")
     texts, _ = check_texts(texts)
     if not texts:
         return torch.zeros(0, len(LABELS))
@@ -1186,8 +1196,9 @@ def save_classifier(folder, params):
     for parameter in params["model"].parameters():
         check_finite(parameter)
     config = params["config"]
-    note = {"labels": LABELS, "model": config.model, "config": settings(config),
-            "versions": VERSIONS, "pretrained": params.get("pretrained")}
+    note = {"labels": LABELS, "model": config.model, "versions": VERSIONS,
+            "config": dict(settings(config), precision=config.precision),
+            "pretrained": params.get("pretrained")}
     save_bert(place, params["model"], params["tokenizer"], note,
               params.get("history"), replace=True, num_labels=len(LABELS), label2id=LABEL_IDS,
               id2label=dict(enumerate(LABELS)), architectures=["BertForSequenceClassification"])
@@ -1209,7 +1220,10 @@ def load_classifier(folder):
     if note["labels"] != LABELS:
         raise InputError(f"{folder}: its labels are {', '.join(note['labels'])}, not "
                          f"{', '.join(LABELS)}")
-    config = make_config(**dict(note["config"], model=place))
+    kept = dict(note["config"], model=place)
+    if not rule_of("precision")[1](kept.get("precision", "auto")):  # a half, on the pinned stack
+        kept["precision"] = "auto"
+    config = make_config(**kept)
     model, tokenizer = load_bert(place, "trained", config.dropout, config.attention_dropout,
                                  pooling=config.pooling)
     history = []
@@ -1333,6 +1347,8 @@ def pretrain(texts, parts=(), log_dir="", **overrides):
     (4, 1)
     """
     config = make_config(MLM_DEFAULTS, **overrides)
+    if config.pooling != Config.pooling:
+        raise InputError(f"pooling={config.pooling!r}: for train only, masked LM reads all")
     texts, parts = distinct_texts(texts), check_many(parts, "parts")
     if len(texts) < 2:
         raise InputError(f"{len(texts)} different non-blank texts; pretrain needs 2 or more")

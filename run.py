@@ -11,8 +11,8 @@ import time
 from checkpoints import resume, save_checkpoint
 from files import Interrupted, say
 from gpu import (
-    QUEUED, Ahead, LossScaler, floats_later, ready_batch, rows_of, split_batch, token_limit,
-    tokens_of, unpads)
+    QUEUED, Ahead, LossScaler, floats_later, ready_batches, rows_of, token_limit, tokens_of,
+    unpads)
 from runtime import (
     all_sum, is_notebook, open_writer, processes, progress_bar, seed_device, seed_of,
     uninterrupted)
@@ -117,8 +117,7 @@ class Run:
 
     def ready_batches(self, step):
         """Return a step's micro-batches as the device takes them, none larger than its memory."""
-        return [ready_batch(part, self.device, self.unpadded) for batch in self.make_batches(step)
-                for part in split_batch(batch, self.most_tokens, self.unpadded)]
+        return ready_batches(self.make_batches(step), self.device, self.unpadded, self.most_tokens)
 
     def halve(self, micro_batches, error):
         """Halve the most tokens of a micro-batch; raise the error if these are single."""

@@ -602,12 +602,13 @@ def largest_that_fits(model, seq_len, most):
 
 
 def step_fits(model, optimizer, size, seq_len):
-    """Tell whether a training step of size x seq_len fits; the process stays healthy if not."""
+    """Tell whether a step of size x seq_len fits, in fp32; the process stays healthy if not."""
     device = next(model.parameters()).device
     try:
         ids = torch.ones(size, seq_len, dtype=torch.int64)
         batch = {"input_ids": ids, "attention_mask": ids, "labels": ids[:, 0]}
-        helpers.summed_loss(helpers.classifier_forward, model.train(), batch, device).backward()
+        helpers.summed_loss(helpers.classifier_forward, model.train(), batch, device,
+                            "fp32").backward()
         optimizer.step()
         return True
     except (RuntimeError, MemoryError) as error:
@@ -659,9 +660,13 @@ def right_string(logits, labels):
 
 
 def shuffled_words(texts):
-    """Return the texts, the words of each in a random order that its place alone decides."""
+    """Return the texts, the words of each in a random order that its place alone decides.
+
+    A word ends at a space alone: what BERT drops (a control character), where Python sees a
+    blank, goes on joining what it joined, so that the tokens are the same.
+    """
     return [" ".join(random.Random(i).sample(words, len(words)))
-            for i, words in enumerate(text.split() for text in texts)]
+            for i, words in enumerate(text.split(" ") for text in texts)]
 
 
 # ---- checks of the set-up and of the vectors (notebooks 01, 02) --------------------------------

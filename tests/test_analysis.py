@@ -239,6 +239,35 @@ def test_predictions_of_other_reviews_are_refused(made_up, capsys):
         assert told in said and said.count("\n") == 1
 
 
+def test_wrong_use_is_one_line_that_names_the_file(made_up, capsys):
+    scores, swapped = str(made_up / "s.tsv"), str(made_up / "p.tsv")
+    lines = gzip.decompress((made_up / "s.tsv.gz").read_bytes()).decode().splitlines(True)
+    (made_up / "s.tsv").write_text("".join(lines[:-1]))
+    for options_, told in ((["--scores", scores], f"{scores}: says nothing of test-b/19"),
+                           (["--scores", swapped], f"{swapped}: holds other than numbers")):
+        assert analysed(made_up, *options_) == (2, "")
+        assert told in capsys.readouterr().err
+    assert analysis.main([str(made_up / "none.json"), swapped]) == 2
+    assert "evaluate.py --json writes it" in capsys.readouterr().err
+    assert analysis.main([str(made_up / "run.json"), str(made_up / "s.tsv.gz")]) == 2
+    assert "holds other than neg and pos" in capsys.readouterr().err
+    os.remove(str(made_up / "data" / "dev.labels"))
+    for options_ in ([], ["--texts"]):
+        assert analysed(made_up, *options_) == (2, "")
+        assert "dev with its labels is needed" in capsys.readouterr().err
+
+
+def test_six_lines_of_accuracy_are_drawn(made_up, tmp_path, tiny_bert):
+    """Where test has labels too: none is left out of the figure."""
+    parts = {name: part_of([0, 1] * 8, [0, 1] * 8, name=name, texts=["good film"] * 16)
+             for name in ("dev", "dev-b", "test", "test-b")}
+    params = helpers.train(["good", "bad"], ["pos", "neg"], model=tiny_bert, seq_len=8, epochs=1)
+    analysis.length_text(parts, params, str(tmp_path))
+    table = (tmp_path / "figures" / "accuracy_by_length.csv").read_text()
+    for name in (*parts, "head of dev", "tail of dev"):
+        assert f"\n{name}," in table, name
+
+
 def test_the_predictions_of_a_run_are_analysed(tiny_bert, tmp_path, monkeypatch):
     """evaluate.py's own files, and its classifier on dev reviews as short as dev-b's."""
     data = tmp_path / "data"

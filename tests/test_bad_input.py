@@ -283,6 +283,8 @@ SETTINGS = [Row("--set " + setting, None, ["--set", setting], words) for setting
     ("warmup=1000", ["warmup=1000.0", "a share of all steps", "below 1"]),
     ("keep=middle", ["keep='middle'", "head, tail or head+tail"]),
     ("device=abacus", ["device='abacus'", "device='cpu'"]), ("max_minutes=-1", ["max_minutes=-1"]),
+    ("freeze=True", ["--set freeze=True: for pretrain only", "write pretrain.freeze=True"]),
+    ("whole_word=True", ["for pretrain only", "write pretrain.whole_word=True"]),
     ("pretrain.lr=0", ["lr=0", "more than 0"]), ("pretrain.epochs=0", ["epochs=0", "1 or more"]),
     ("pretrain.x=1", ["'x'"]), ("model=/no/such/bert", ["/no/such/bert", "no such folder"])]]
 SETTINGS = [row if "model" not in row.argv[1] else row._replace(  # --model would win
@@ -319,6 +321,11 @@ SAVING = [Row(name, make, argv, words) for name, make, argv, words in [
     ("--save over a file", write("out/c", "x"), ["--save", "PLACE/out/c"], ["is there already"]),
     ("--save in no folder", None, ["--save", "PLACE/none/c"], ["PLACE/none/c: not a place"]),
     ("--save without name", None, ["--save", ""], [": not a place"]),
+    ("--save over another output", folder("out/c"),
+     ["--save", "PLACE/out/c", "--json", "PLACE/out/c/run.json"],
+     ["out/c/run.json: lies in PLACE/out/c, which --save replaces whole"]),
+    ("--transductive without pretraining", None, ["--no-pretrain", "--transductive"],
+     ["--transductive is of pretraining", "leave out one of the two"]),
     ("--load and what trains", None, ["--load", "PLACE/bert"],
      ["--load trains nothing", "--model", "--set batch_size", "--set pretrain.lr"])]]
 TABLE = {row.name: row for row in DATA + MODELS + SETTINGS + LINES + SAVING}

@@ -2,6 +2,7 @@
 import contextlib
 import io
 import json
+import os
 import time
 
 import pytest
@@ -11,6 +12,7 @@ from tools import made_up_reviews, options, predictions, write_filimdb
 import evaluate
 import grading
 import helpers
+import runtime
 from files import InputError
 from grading import Clock
 from helpers import Part
@@ -171,6 +173,45 @@ def test_past_the_limit_the_rest_is_called_what_most_were(machine, params, data,
     assert float(chances.mode(0)[0].max()) > 0.5
 
 
+def test_a_model_of_few_positions_reads_as_many_as_it_has(machine, tiny_bert):
+    machine(lambda n: 1e-4)
+    plan = grading.plan_training(TEXTS, LABELS, dict(QUICK, model=tiny_bert), Clock("cpu"), 64)
+    assert plan["seq_len"] == 64
+
+
+def test_what_is_timed_is_split_where_memory_is_short(machine, tiny_bert, monkeypatch):
+    """As `fit` does it: a planned training would otherwise end before it began."""
+    machine(lambda n: 1e-4)
+    original, refused = helpers.accumulate, []
+
+    def short(model, batches, *rest):
+        if max(len(batch["input_ids"]) for batch in batches) > 2:
+            refused.append(len(batches))
+            raise runtime.OutOfMemory("no more")
+        return original(model, batches, *rest)
+
+    monkeypatch.setattr(helpers, "accumulate", short)
+    plan = grading.plan_training(TEXTS, LABELS, dict(QUICK, model=tiny_bert), Clock("cpu"))
+    assert refused and plan["seq_len"] == 512
+    monkeypatch.setattr(helpers, "accumulate", lambda *_: short(None, [{"input_ids": "one"}]))
+    with pytest.raises(runtime.OutOfMemory):
+        grading.plan_training(TEXTS, LABELS, dict(QUICK, model=tiny_bert, batch_size=1),
+                              Clock("cpu"))
+
+
+def test_what_is_timed_has_the_dropouts_and_the_pooling_of_the_training(machine, tiny_bert,
+                                                                        monkeypatch):
+    machine(lambda n: 1e-4)
+    original, loaded = helpers.load_bert, []
+    monkeypatch.setattr(helpers, "load_bert", lambda *words, **more: loaded.append(
+        original(*words, **more)) or loaded[-1])
+    grading.plan_training(TEXTS, LABELS, dict(QUICK, model=tiny_bert, dropout=0.3, pooling="mean",
+                                              attention_dropout=0.2, seq_len=16), Clock("cpu"))
+    [(model, _)] = loaded
+    assert model.config.pooling == "mean" and model.config.hidden_dropout_prob == 0.3
+    assert model.config.attention_probs_dropout_prob == 0.2
+
+
 # ---- the whole ----------------------------------------------------------------------------------
 
 def test_pretraining_ends_in_time_on_as_many_texts_as_can_be_tokenized(machine, tiny_bert, capsys,
@@ -193,9 +234,12 @@ def test_pretraining_ends_in_time_on_as_many_texts_as_can_be_tokenized(machine, 
     assert "as many as can be tokenized" in capsys.readouterr().out
 
 
-def test_evaluate_keeps_the_limits(tmp_path, tiny_bert, cache):
+@pytest.mark.parametrize("named", [True, False])
+def test_evaluate_keeps_the_limits(named, tmp_path, tiny_bert, cache, monkeypatch):
     said, out = io.StringIO(), tmp_path / "preds.tsv"
-    arguments = ["--grading", "--data", str(write_filimdb(tmp_path)), "--model", tiny_bert]
+    arguments = ["--grading", "--data", str(write_filimdb(tmp_path))]
+    arguments += ["--model", tiny_bert] * named
+    monkeypatch.setenv("BERT_MODEL", tiny_bert)
     with contextlib.redirect_stdout(said):
         assert evaluate.main([*arguments, "--out", str(out), "--json", str(tmp_path / "run.json"),
                               *options(epochs=1)]) == 0
@@ -203,6 +247,7 @@ def test_evaluate_keeps_the_limits(tmp_path, tiny_bert, cache):
     record = json.loads((tmp_path / "run.json").read_text())
     assert set(record["minutes"]) == {"pretraining", "training", "classification"}
     assert max(record["minutes"].values()) < 28 and record["settings"]["max_minutes"] > 20
+    assert record["model"] == tiny_bert and os.listdir(str(cache / "pretrained")) == []
     assert {part: len(labels) for part, labels in predictions(out).items()} == {
         part: len(helpers.read_lines(str(tmp_path / (part + ".texts"))))
         for part in ("train", "dev", "test", "dev-b", "test-b")}

@@ -474,6 +474,13 @@ def test_a_step_of_a_frozen_encoder_may_have_no_target(cache, tiny_bert, monkeyp
         assert [row["step"] for row in json.load(file) if row.get("loss", 0) is None]
 
 
+def test_settings_of_the_other_phase_are_refused(cache, tiny_bert):
+    with pytest.raises(InputError, match="whole_word=True: for pretrain only"):
+        helpers.train(["good", "bad"], ["pos", "neg"], model=tiny_bert, whole_word=True)
+    with pytest.raises(InputError, match="pooling='mean': for train only"):
+        pretrain(TEXTS, model=tiny_bert, pooling="mean")
+
+
 def test_a_classifier_cannot_freeze(cache, tiny_bert):
     with pytest.raises(InputError, match="freeze=True: for pretrain only") as caught:
         train(["good", "bad"], ["pos", "neg"], freeze=True, model=tiny_bert, **TUNING)

@@ -130,7 +130,9 @@ def test_the_settings_of_the_training_serve_for_classifying(params):
 
 def test_unsuitable_settings_are_refused(params):
     for overrides, said in (({"seq_len": 513}, "512"), ({"seqlen": 5}, "seqlen"),
-                            ({"device": "gpu9"}, "device='gpu9'")):
+                            ({"device": "gpu9"}, "device='gpu9'"),
+                            ({"pooling": "mean"}, "pooling='mean': fixed by the training"),
+                            ({"lr": 0.1}, "classifying takes seq_len, keep, words")):
         with pytest.raises(InputError, match=said):
             classify(["good"], params, **overrides)
     with pytest.raises(InputError, match="text 1 is of type int"):

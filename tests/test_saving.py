@@ -1,6 +1,7 @@
 """A trained classifier leaves its process: saved, loaded, pickled, read by transformers itself."""
 import contextlib
 import copy
+import dataclasses
 import io
 import json
 import os
@@ -60,6 +61,21 @@ def logits_of_transformers(folder):
 
 
 # ---- saving and loading --------------------------------------------------------------------------
+
+def test_the_number_format_is_kept_as_it_was_asked_for(params, tmp_path, monkeypatch):
+    """Not as the training's machine took it; one that this stack lacks is left to the machine."""
+    monkeypatch.setattr(helpers, "used_precision", lambda *_: "bf16")  # a GPU, and auto
+    helpers.save_classifier(str(tmp_path / "auto"), params)
+    half = dict(params, config=dataclasses.replace(params["config"], precision="bf16"))
+    helpers.save_classifier(str(tmp_path / "half"), half)
+    monkeypatch.undo()
+    assert load_classifier(str(tmp_path / "auto"))["config"].precision == "auto"
+    if hasattr(torch, "autocast"):
+        assert load_classifier(str(tmp_path / "half"))["config"].precision == "bf16"
+    monkeypatch.setitem(helpers.RULES, "precision", ("auto", lambda value: value == "auto"))
+    assert load_classifier(str(tmp_path / "half"))["config"].precision == "auto"
+
+
 
 def test_what_is_loaded_is_what_was_saved(params, saved):
     back = load_classifier(saved)

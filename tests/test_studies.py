@@ -467,6 +467,14 @@ def test_a_step_that_fits_is_a_real_one(stepped):
     assert not has_grads(model)
 
 
+def test_a_step_that_fits_is_in_fp32(stepped, monkeypatch):
+    """So the page says, whatever the machine would take by itself."""
+    original, taken = helpers.autocast, []
+    monkeypatch.setattr(helpers, "autocast", lambda device, precision: (
+        taken.append(precision), original(device, precision))[1])
+    assert studies.step_fits(*stepped, 2, 8) is True and taken == ["fp32"]
+
+
 OUT_OF_MEMORY = [RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB"), MemoryError(),
                  RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to ...")]
 
@@ -517,6 +525,16 @@ def test_shuffled_words_are_the_same_words():
     shuffled = studies.shuffled_words(iter(texts))
     assert [sorted(text.split()) for text in shuffled] == [sorted(t.split()) for t in texts]
     assert shuffled == studies.shuffled_words(texts) and shuffled[0] != shuffled[1]
+
+
+def test_shuffled_words_are_the_same_tokens(tiny_bert):
+    """BERT drops a control character that Python takes for a blank: one word, before and after."""
+    _, tokenizer = helpers.load_bert(tiny_bert)
+    texts = ["a good\x85bad film of\x1fa time", "good\tbad a\nfilm  good"]
+    before, after = (helpers.tokenize_all(some, tokenizer)
+                     for some in (texts, studies.shuffled_words(texts)))
+    for one, other in zip(before, after):
+        assert sorted(one) == sorted(other)
 
 
 # ---- checks of the set-up and of the vectors ---------------------------------------------------
