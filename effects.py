@@ -145,15 +145,15 @@ def estimate(values):
 
 def number_of(n, noun):
     """Return a number with its noun: "1 seed", "3 seeds"."""
-    return f"{n:,} {noun}{'s' * (n != 1)}"
+    return f"{n:,} {noun}{'s' * bool(n != 1)}"
 
 
 def sample_size(trials):
     """Return how many seeds a setting has, and dev reviews, in words: "3 seeds, 2,000 reviews"."""
     settings = [key for key in vars(helpers.Config()) if key in trials
-                and key not in ("seed", "data_seed")]
+                and key not in ("seed", "data_seed", "device")]  # a diverged trial names none
     counts = trials.groupby(settings)["seed"].nunique()
-    least = f"{counts.min()} to " * (counts.min() < counts.max())
+    least = f"{counts.min()} to " * bool(counts.min() < counts.max())
     reviews = number_of(trials["n_dev"].max(), "review")
     return f"{least}{number_of(counts.max(), 'seed')}, {reviews}"
 
@@ -188,8 +188,9 @@ def accuracies(trials, by, count_failed=False):
     for values, cell in cells_of(trials, keys, count_failed).items():
         corrects = list(cell.by_seed.values())
         mean, half, _ = estimate(stack(corrects)) if corrects else (math.nan,) * 3
-        rows.append(dict(zip(keys, values), accuracy=100 * mean, low=100 * max(0.0, mean - half),
-                         high=100 * min(1.0, mean + half), seeds=len(corrects),
+        rows.append(dict(zip(keys, values), accuracy=100 * mean,
+                         low=100 * max(mean - half, 0.0),  # in this order NaN stays NaN
+                         high=100 * min(mean + half, 1.0), seeds=len(corrects),
                          reviews=len(corrects[0]) if corrects else 0,
                          failed=cell.trials - len(corrects)))
     return pd.DataFrame(rows, columns=[*keys, "accuracy", "low", "high", "seeds", "reviews",

@@ -46,8 +46,8 @@ def summarize(status):
     # page 01, whose box names no seeds of its own, trains nothing
     trained = [row["run"] for row in rows if row.get("run") and row.get("trials")]
     trials = {trial: s for row in rows for trial, s in row.get("trials", {}).items()}
-    of_all, of_leaked = ([sum(row.get(key, [0, 0])[i] for row in rows) for i in (0, 1)]
-                         for key in ("right", "leaked"))
+    counts = {trial: n for row in rows for trial, n in row.get("predictions", {}).items()}
+    n, right, n_leaked, right_leaked = map(sum, zip(*counts.values())) if counts else [0] * 4
     stacks = [", ".join(f"{name} {version}" for name, version in sorted(run["versions"].items()))
               for run in runs]
     facts = {"date": sorted(row["date"] for row in rows if row.get("date")),
@@ -63,7 +63,7 @@ def summarize(status):
             "one_seed": bool(trained) and max(run["seeds"] for run in trained) == 1,
             "provenance": {key: " / ".join(dict.fromkeys(values))
                            for key, values in facts.items() if values},
-            "trials": trials, "right": of_all, "leaked": of_leaked}
+            "trials": trials, "right": (n, right), "leaked": (n_leaked, right_leaked)}
 
 
 def write_index(out, titles, status, profile, whole=False):
@@ -71,6 +71,8 @@ def write_index(out, titles, status, profile, whole=False):
 
     whole: write report.html too, which it then names.
     """
+    ran = [row["profile"] for row in status.values() if row["status"] != "not run"]
+    profile = " and ".join(dict.fromkeys(ran)) or profile
     states = [status[name]["status"] for name in titles]
     counts = ", ".join(f"{states.count(s)} {s}" for s in STATES if s in states)
     answers = {name: status[name].get("answers", []) for name in titles}

@@ -117,10 +117,10 @@ def read_headline(path):
 def take_notes(nb):
     """Return what a notebook's outputs say for the index; mark its answers' places on the page.
 
-    answers: as they stand there; trials: {trial: seconds}; right, leaked: [n, of them right] of
-    all predictions, of those on reviews that train holds too; run: of studies.Study.run_note.
+    answers: as they stand there; trials: {trial: seconds}; predictions: {trial: counts}, both of
+    studies.note_of_trials; run: of studies.Study.run_note.
     """
-    notes = {"answers": [], "trials": {}, "right": [0, 0], "leaked": [0, 0], "run": {}}
+    notes = {"answers": [], "trials": {}, "predictions": {}, "run": {}}
     for output in (o for c in nb.cells for o in c.get("outputs", [])):
         told = output.get("metadata", {})
         if told.get("answer"):
@@ -128,8 +128,7 @@ def take_notes(nb):
             output["place"] = len(notes["answers"])
         if told.get("trials"):
             notes["trials"].update(told["trials"]["seconds"])
-            for key in "right", "leaked":
-                notes[key] = [a + b for a, b in zip(notes[key], told["trials"][key])]
+            notes["predictions"].update(told["trials"]["predictions"])
         notes["run"] = told.get("run") or notes["run"]
     return notes
 

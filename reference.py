@@ -61,15 +61,24 @@ def collect(out):
                              f"report.py again")
     if not status:
         raise InputError(f"{out}: no page was run; run report.py first")
+    if len({row["profile"] for row in status.values()}) > 1:
+        raise InputError(f"{out}: pages of several profiles; give each an --out of its own")
     return {name: {key: row[key] for key in ("seconds", "profile", "answers")}
             for name, row in status.items()}
 
 
 def trials_of(out):
-    """Return the paths of the run's sound trials, in order."""
+    """Return the paths of the run's trials, in order; a store keeps those of other stacks too."""
     folder = os.path.join(out, "trials")
-    return sorted(os.path.join(folder, name) for name in os.listdir(folder)
-                  if name.endswith(".json"))
+    paths = [os.path.join(folder, name) for name in sorted(os.listdir(folder))
+             if name.endswith(".json")]
+    return [path for path in paths if is_current(read_json(path))]
+
+
+def is_current(row):
+    """Tell whether a trial was made by this code and by this stack."""
+    return row["results_version"] == helpers.RESULTS_VERSION and all(
+        row["versions"][name] == VERSIONS[name] for name in ("torch", "transformers"))
 
 
 def read_profile(name):
@@ -202,11 +211,12 @@ def measured(name, reviews):
 
 # What trials say of a recipe: key, notebook, in what else its trials leave the basic setting.
 ADAMW = {"optimizer": "adamw", "weight_decay": 0.01}
+FEW = dict(ADAMW, epochs=10, n_train="n_few")  # a parameter's name stands for its value
 CHOICES = (
     ("keep", "04", {"seq_len": 512, "words": 128}), ("keep", "04", {"seq_len": 512}),
     ("lr", "03", {}), ("epochs", "03", {}), ("warmup", "03", {}), ("decay", "03", {}),
     ("weight_decay", "06", {"optimizer": "adam"}), ("weight_decay", "06", {"optimizer": "adamw"}),
-    ("clip_norm", "07", {}), ("dropout", "08", ADAMW), ("attention_dropout", "08", ADAMW))
+    ("clip_norm", "07", {}), ("dropout", "08", FEW), ("attention_dropout", "08", FEW))
 
 
 def varied(trials, run, key, **fixed):
@@ -216,13 +226,16 @@ def varied(trials, run, key, **fixed):
     """
     parameters = run["parameters"]
     given = {name: parameters[name] for name in ("seq_len", "epochs", "lr")}
-    base = dict(vars(helpers.make_config(keep="tail", **given)), **fixed)
-    base.update(model=os.path.basename(parameters["model"]), n_train=parameters["n_train"],
+    base = dict(vars(helpers.make_config(keep="tail", **given)))
+    base.update({"n_train": parameters["n_train"]}, **fixed)
+    base.update(model=os.path.basename(parameters["model"]),
                 precision=parameters.get("precision", "auto").replace("fp32", "auto"))
+    if parameters.get("n_dev"):  # 0: all of dev, however many
+        base["n_dev"] = parameters["n_dev"]
     free = {key, "seed", "data_seed", "device"}
     if parameters.get("precision", "auto") == "auto":  # whatever the machine took; fp32: no entry
         free.add("precision")
-    if not parameters["n_train"]:  # all of train, however many
+    if not base["n_train"]:  # all of train, however many
         free.add("n_train")
     same = trials["seed"].isin(parameters["seeds"])
     for name in set(base) - free:
@@ -285,6 +298,7 @@ def choices_of(recipe, pages, trials, run):
     lines = ["| setting | dev accuracy in the trials | the recipe takes | highest of them | "
              "notebook |", "|---|---|---|---|---|"]
     for key, notebook, fixed in CHOICES:
+        fixed = {name: run["parameters"].get(value, value) for name, value in fixed.items()}
         found = varied(trials, run, key, **fixed)
         if found[key].nunique() < 2:
             continue
@@ -443,7 +457,7 @@ def table_of(pages, run, recipe):
     """Return what README says of the reference run: one sentence, the recipe's, the points."""
     missing = listed(name[:2] for name in notebooks() if name not in pages)
     lines = [what_it_can_show(run) + f" Not run yet: notebooks {missing}." * bool(missing)]
-    if recipe and recipe["unseen"]:
+    if recipe and len(recipe["unseen"]) == 3:  # less: the choice saw all of dev
         row = recipe["unseen"][-1]
         lines[0] += (f" The recipe, trained on all of train, gets {row['accuracy']:.1f} % (95 % "
                      f"interval {row['low']:.1f} to {row['high']:.1f}) of the {row['n']:,} dev "
@@ -517,7 +531,7 @@ def main(argv=None):
         else:
             keep(args.out, args.pages)
         write_readme()
-    except InputError as error:
+    except (InputError, OSError) as error:
         print(f"reference.py: {error}", file=sys.stderr)
         return 2
     return 0

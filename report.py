@@ -149,8 +149,9 @@ def execute(name, given, groups, out, args, stops):
                 why = "interrupted" if stops else "timeout" if overdue else ""
                 if seconds > beat:
                     beat, far = seconds + BEAT, how_far(out, name, target)
-                    print(f"{name}: {far}, {seconds:.0f} s{progress(out, name, groups[name])}\n"
-                          if far else "", end="", flush=True)
+                    more = "" if args.stored else progress(out, name, groups[name])
+                    print(f"{name}: {far}, {seconds:.0f} s{more}\n" if far else "", end="",
+                          flush=True)
             if why:
                 print(f"{name}: {why}, has {GRACE} s to save (again: kill)\n", end="", flush=True)
                 wind_up(process, target, stops)
@@ -190,7 +191,9 @@ def run_all(args, paths, chosen, profile, given, used, out):
     groups = announce(out, {n: paths[n] for n in chosen}, used, status, commit)
     for name, path in paths.items():  # a page each from the start: every link leads somewhere
         if not (out / (name + ".html")).exists():
-            write_page(out, titles, name, status[name], nbformat.read(str(path), 4), used[name])
+            ran, row = out / "notebooks" / (name + ".ipynb"), status[name]
+            nb = nbformat.read(str(ran if ran.exists() else path), 4)
+            write_page(out, titles, name, row, nb, row.get("parameters", used[name]))
     summary = write_index(out, titles, status, profile)
     for number in STOPS:
         signal.signal(number, lambda number, frame: stops.append(number))
@@ -229,7 +232,8 @@ def main(argv=None):
     parser.add_argument("--jobs", type=int, default=1, help="notebooks at once")
     parser.add_argument("--out", help="folder of the report (build/PROFILE)")
     parser.add_argument("--stored", action="store_true",
-                        help="train nothing: show what the kept trials say")
+                        help="run no trial: show what the kept ones say; what pages train "
+                             "beside trials (01 to 06) they still do")
     parser.add_argument("--timeout", type=float, default=0, help="minutes a notebook (no limit)")
     try:
         args = parser.parse_args(argv)

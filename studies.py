@@ -92,7 +92,7 @@ class Study:
     def run_all(self, what, points, train=None, dev=None):
         """Run the trials of a list of settings (dicts) and return them as a table.
 
-        With FILIMDB_STORED in the environment (report.py --stored) nothing is trained: the table
+        With FILIMDB_STORED in the environment (report.py --stored) no trial is run: the table
         holds the trials that the store has, a line says how many it lacks, and a store that has
         none of them is refused.
         """
@@ -100,7 +100,11 @@ class Study:
         grid = [dict(self.settings, **point) for point in points]
         train, dev = train or self.train, dev or self.dev
         self.note_plan(what, grid, train, dev)
+        models = sorted({point["model"] for point in grid})
+        before = list(map(origin_of, models))
         rows = run(grid, train, dev, os.path.join(self.out_dir, "trials"), what)
+        if list(map(origin_of, models)) != before:
+            raise InputError(f"{what}: a model's files were replaced meanwhile; run it again")
         if len(rows) < len(grid):
             self.missing.append(f"{what}: {len(grid) - len(rows)} of {len(grid)}")
         note = note_of_trials(rows, train, dev)
@@ -241,16 +245,20 @@ BOX = "padding:.7em 1.1em;border-left:4px solid #3a7ca8"  # of an answer, in Jup
 def note_of_trials(rows, train, dev):
     """Return what the report's front page says of a group of trials, from their rows.
 
-    seconds: {trial: its seconds}; right: of all predictions of the sound trials [how many, of
-    them right]; leaked: the same on those dev reviews that stand in train word for word.
+    seconds: {trial: its seconds}; predictions: {trial, unless it diverged: [how many, of them
+    right, how many on dev reviews that stand in train word for word, of them right]}.
     """
     known = set(train.texts)
     leaked = [i for i, text in enumerate(dev.texts) if text in known]
-    corrects = [row["correct"] for row in rows if row["correct"]]
-    of_leaked = ["".join(correct[i] for i in leaked) for correct in corrects]
-    return {"seconds": {row["checksum"][:16]: round(row["seconds"], 2) for row in rows},
-            **{name: [len("".join(texts)), "".join(texts).count("1")]
-               for name, texts in (("right", corrects), ("leaked", of_leaked))}}
+
+    def counts(correct):
+        of_leaked = "".join(correct[i] for i in leaked)
+        return [len(correct), correct.count("1"), len(of_leaked), of_leaked.count("1")]
+
+    named = {row["checksum"][:16]: row for row in rows}
+    return {"seconds": {name: round(row["seconds"], 2) for name, row in named.items()},
+            "predictions": {name: counts(row["correct"]) for name, row in named.items()
+                            if row["correct"]}}
 
 
 def histories(trials, *keys):
@@ -391,6 +399,7 @@ def stored_trials(grid, train_part, dev_part, store, what="trials"):
     if None in rows:
         files.say(f"{what}: {rows.count(None)} of {len(rows)} trials are not in the store and "
                   f"were not run; what follows is of the others")
+    warn_of_failed(grid, rows, what)
     return [row for row in rows if row is not None]
 
 
@@ -434,9 +443,9 @@ def warn_of_failed(grid, rows, what):
     for overrides, row in zip(grid, rows):
         apart = [f"{key} {value}" for key, value in overrides.items()
                  if any(other.get(key) != value for other in grid)]
-        if row["mark"]:
+        if row and row["mark"]:
             files.warn(f"{what}: {', '.join(apart) or 'the trial'}: failed ({row['mark']})")
-    products = dict.fromkeys(row.get("product", "default") for row in rows)
+    products = dict.fromkeys(row.get("product", "default") for row in rows if row)
     if len(products) > 1:
         files.warn(f"{what}: {' and '.join(products)} matrix products: their seconds do not "
                    f"compare")

@@ -238,6 +238,21 @@ def trials_of(accuracies, key="lr", seeds=range(3), n=2000, **config):
                      for i, (value, accuracy) in enumerate(accuracies.items()) for seed in seeds])
 
 
+def test_a_value_whose_trials_all_diverged_has_no_interval():
+    rows = [a_row("1100", seed) for seed in range(2)]
+    rows += [dict(a_row("", seed, "diverged", lr=0.5), device="", n_dev=4) for seed in range(2)]
+    table = stats.accuracies(as_table(rows), "lr").set_index("lr")
+    assert table.loc[0.5, ["accuracy", "low", "high"]].isna().all()
+    assert table.loc[2e-5, ["accuracy", "low", "high"]].notna().all()
+
+
+def test_a_diverged_trial_counts_among_the_seeds():
+    """It names no device, which must not make it a setting of its own."""
+    rows = [a_row("1100", seed) for seed in range(9)]
+    rows += [dict(a_row("", 9, "diverged"), device="", n_dev=4)]
+    assert stats.sample_size(as_table(rows)) == "10 seeds, 4 reviews"
+
+
 def test_each_verdict():
     trials = trials_of({2e-5: 0.6, 1e-4: 0.8, 1e-3: 0.4, 5e-5: 0.6}, seeds=range(5))
     effects = {effect.value: effect for effect in compare(trials, "lr", 2e-5)}

@@ -3,6 +3,7 @@ import gzip
 import json
 import os
 import re
+import shutil
 import zipfile
 
 import pytest
@@ -14,6 +15,7 @@ import evaluate
 import files
 import helpers
 import reference
+import runtime
 
 NAMES = ["01_one", "02_two"]
 
@@ -24,7 +26,8 @@ def trial(correct="11110", n_train=7, mark="", **overrides):
                                         **overrides))
     accuracy = correct.count("1") / len(correct)
     return {"seconds": 60, "device": "cpu", "model": "bert", "n_train": n_train, "mark": mark,
-            "n_dev": len(correct), "history": [],
+            "n_dev": len(correct), "history": [], "results_version": helpers.RESULTS_VERSION,
+            "versions": runtime.VERSIONS,
             "config": helpers.settings(config), "correct": correct,
             "metrics": {"dev_accuracy": accuracy}}
 
@@ -94,6 +97,31 @@ def test_figures_of_an_older_run_go_and_the_readmes_picture_stays(finished):
     assert reference.main([str(out)]) == 0
     assert sorted(path.name for path in (root / "figures").iterdir()) == ["f.png", "report.png"]
     assert (root / "figures" / "report.png").read_bytes() == b"mine"
+
+
+def test_trials_of_another_stack_or_version_are_no_part_of_the_run(finished):
+    root, out = finished
+    for name, other in (("c", {"results_version": 1}), ("d", {"versions": dict(
+            runtime.VERSIONS, torch="0.4")})):
+        files.save_json(str(out / "trials" / (name + ".json")), dict(trial(seq_len=512), **other))
+    assert reference.main([str(out)]) == 0
+    with zipfile.ZipFile(str(root / "results" / "trials.zip")) as bundle:
+        assert bundle.namelist() == ["a.json", "b.json"]
+    assert json.loads((root / "results" / "run.json").read_text())["trials"] == 2
+
+
+def test_pages_of_two_profiles_and_a_run_without_trials_are_refused(finished, capsys):
+    root, out = finished
+    status = json.loads((out / "status.json").read_text())
+    status[NAMES[0]]["profile"] = "sample"
+    files.save_json(str(out / "status.json"), status)
+    assert reference.main([str(out)]) == 2
+    assert "pages of several profiles" in capsys.readouterr().err
+    status[NAMES[0]]["profile"] = "mine"
+    files.save_json(str(out / "status.json"), status)
+    shutil.rmtree(str(out / "trials"))
+    assert reference.main([str(out)]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
 
 
 def test_pages_are_packed_only_when_asked_to(finished):
@@ -179,6 +207,12 @@ def test_trials_that_differ_in_one_setting(finished):
     assert list(reference.varied(table, run, "lr").index) == [0, 1, 2]
     assert list(reference.varied(table, run, "dropout", **reference.ADAMW).index) == [7]
     assert not len(reference.varied(effects.as_table([trial(lr=0.2)]), run, "epochs"))
+    on_five = {"parameters": dict(run["parameters"], n_dev=5)}
+    assert list(reference.varied(effects.as_table([*rows[:1], trial("1110")]), on_five,
+                                 "lr").index) == [0]
+    few = reference.varied(effects.as_table([*rows, trial(n_train=3, epochs=10)]), run, "dropout",
+                           n_train=3, epochs=10)
+    assert list(few["n_train"]) == [3], "of notebook 08"
     all_of_train = {"parameters": dict(run["parameters"], n_train=0)}
     assert list(reference.varied(table, all_of_train, "lr").index) == [0, 1, 2, 4]
     in_bf16 = dict(trial(), config=dict(trial()["config"], precision="bf16"))

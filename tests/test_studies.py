@@ -266,7 +266,7 @@ def undisturbed(grid, tmp_path_factory):
     return names_in(store), list(map(core, rows))
 
 
-def test_stored_trials_are_shown_and_none_is_run(grid, runs, tmp_path, capsys):
+def test_stored_trials_are_shown_and_none_is_run(grid, runs, tmp_path, capsys, monkeypatch):
     with pytest.raises(InputError, match=r"rates: none of the 4 trials is in the store \S+; rep"):
         studies.stored_trials(grid, TRAIN, DEV, str(tmp_path), "rates")
     rows = studies.run_trials(grid[1:3], TRAIN, DEV, str(tmp_path))
@@ -275,7 +275,10 @@ def test_stored_trials_are_shown_and_none_is_run(grid, runs, tmp_path, capsys):
     assert studies.stored_trials(grid, TRAIN, DEV, str(tmp_path), "rates") == rows
     assert capsys.readouterr().out.startswith("rates: 2 of 4 trials are not in the store")
     assert studies.stored_trials(grid[1:3], TRAIN, DEV, str(tmp_path)) == rows
-    assert capsys.readouterr().out == "" and runs == []
+    assert "not in the store" not in capsys.readouterr().out and runs == []
+    monkeypatch.setattr(studies, "read_row", lambda path: dict(rows[0], mark="diverged"))
+    studies.stored_trials(grid[1:3], TRAIN, DEV, str(tmp_path), "rates")
+    assert capsys.readouterr().out.count("failed (diverged)") == 2
 
 
 @pytest.mark.slow
@@ -613,6 +616,16 @@ def test_every_effect_of_an_answer_begins_like_a_sentence():
     assert assignment.first_sentence(answer) + " " + assignment.first_sentence(answer) == answer
 
 
+def test_a_model_that_is_replaced_within_a_group_of_trials_is_told(tmp_path, monkeypatch):
+    origins = iter("abac")
+    monkeypatch.setattr(studies, "origin_of", lambda model: next(origins, "c"))
+    monkeypatch.setattr(studies, "run_trials", lambda grid, *_: [])
+    study = studies.Study("page", "sample", str(ROOT / "data/sample"), str(ROOT / "data/sample/bert"),
+                          str(tmp_path), 3, 4, [0], seq_len=16)
+    with pytest.raises(InputError, match="rates: a model's files were replaced meanwhile"):
+        study.run("rates", lr=[1e-3])
+
+
 def test_a_page_notes_its_trials_and_its_run_for_the_report(tmp_path, monkeypatch):
     told = []
     monkeypatch.setattr(studies, "show_html", lambda text, plain="", **notes: told.append((plain, notes)))
@@ -633,7 +646,7 @@ def test_a_page_notes_its_trials_and_its_run_for_the_report(tmp_path, monkeypatc
     (said, notes), = told
     assert len(trials) == 4 and said == "rates: 4 trials, 2.0 minutes of training"
     assert notes == {"trials": {"seconds": {f"{i}" * 16: 30.0 for i in range(4)},
-                                "right": [12, 6], "leaked": [6, 3]}}
+                                "predictions": {f"{i}" * 16: [4, 2, 2, 1] for i in (1, 2, 3)}}}
     data, kept = study._repr_mimebundle_()
     assert data["text/html"] == study._repr_html_() and (kept["run"]["n_train"], kept["run"]["n_dev"]) == (3, 4)
     assert len(kept["run"]["data"]) == 64 and kept["run"]["weights"] == studies.origin_of(study.model)
