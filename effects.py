@@ -268,7 +268,8 @@ class Effect:
         if self.verdict == "equivalent":
             return f"equivalent within {self.margin:g} points"
         if self.verdict == "undecided":
-            return "undecided"
+            why = f" (p = {self.p_adjusted:.2g} by Holm over {self.family} comparisons)"
+            return "undecided" + why * bool(self.family > 1 and not self.low <= 0 <= self.high)
         p = "p < 0.001" if self.p_adjusted < 0.001 else f"p = {self.p_adjusted:.2g}"
         holm = f" by Holm over {self.family} comparisons" if self.family > 1 else ""
         small = f", by less than {self.margin:g} points" * self.is_within

@@ -277,6 +277,8 @@ def test_the_sentences():
     assert small.text == (
         "A against B: -0.5 points (95 % interval -0.9 to -0.1; 3 seeds, 900 reviews; 1 failed "
         "trial left out): worse, by less than 1.5 points (p = 0.02).")
+    apart = Effect(("A", "B"), 2.5, 0.1, 4.9, 0.04, 5, 2000, 1.5, p_adjusted=0.13, family=3)
+    assert apart.text.endswith(": undecided (p = 0.13 by Holm over 3 comparisons).")
     wide = Effect(("A", "B"), 0.5, -1.9, 2.9, 0.2, 3, 900, 1.5, p_adjusted=0.2)
     assert wide.text.endswith("900 reviews): undecided.")
 
