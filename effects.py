@@ -430,7 +430,8 @@ def effects_table(effects):
         "comparison": " against ".join(effect.names), "where": effect.where,
         "points": round(effect.difference, 1),
         "95 % interval, unadjusted": f"{effect.low:+.1f} to {effect.high:+.1f}",
-        "p by Holm": f"{effect.p_adjusted:.2g}", "verdict": effect.word,
+        "p by Holm": f"{effect.p_adjusted:.2g}",
+        "verdict": effect.word if effect.n_seeds else "not measured",
         "seeds": effect.n_seeds, "left out": effect.failed} for effect in effects])
 
 

@@ -195,7 +195,8 @@ class Study:
             "model": self.model, "data": self.data_dir,
             "reviews": f"{len(self.train.texts):,} for training, {len(self.dev.texts):,} of dev",
             "seeds": ", ".join(map(str, self.seeds)),
-            "smallest difference to be seen": f"about {smallest:.1f} points at best{of_what}",
+            "difference that one typical comparison sees four times in five":
+                f"about {smallest:.1f} points{of_what}",
             "equivalent": f"within {self.margin:g} points",
             "device": device_name(device),
             "versions": ", ".join(f"{name} {version}" for name, version in VERSIONS.items())}
