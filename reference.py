@@ -406,6 +406,12 @@ def shortened(text, limit):
     return text[:max([ends[0], *(end for end in ends if end < limit - 1)])] + " …"
 
 
+def briefly(answer):
+    """Return an answer's first sentence without what README's table has no room for."""
+    line = re.sub(r" by Holm over \d+ comparisons", "", one_line(answer))
+    return re.sub(r", averaged over [^:]*:", ", on average:", line)
+
+
 def points_table(pages):
     """Return a table of a line per assignment point, of those that were not run too."""
     named = {}
@@ -415,11 +421,11 @@ def points_table(pages):
     points = {}
     for row in table_by_point({name: page["answers"] for name, page in pages.items()}, named):
         points.setdefault((row["point"], row["title"]), []).append(row)
-    lines = ["| assignment | answer (95 % interval) | outcome | where |", "|---|---|---|---|"]
+    lines = ["| assignment | answer (95 % interval; p by Holm) | outcome | where |", "|---|---|---|---|"]
     for (point, title), rows in points.items():
         answered = [row for row in rows if row["answer"]]
         limit = LONGEST if len(rows) < 2 else LONGEST * 2 // 3
-        said = " ".join(shortened(one_line(row["answer"]), limit) for row in answered)
+        said = " ".join(shortened(briefly(row["answer"]), limit) for row in answered)
         outcomes = dict.fromkeys(row["verdict"] for row in answered if row["verdict"])
         where = dict.fromkeys(f"[{listed(filter(None, (row['notebook'][:2], row['number'])))}]"
                               f"(notebooks/{row['notebook']}.ipynb)" for row in rows

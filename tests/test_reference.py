@@ -367,7 +367,17 @@ README = ROOT / "README.md"
 
 def test_readme_is_short():
     text = README.read_text(encoding="utf-8")
-    assert text.count("\n") <= 130 and len(text.split()) <= 1500
+    before, rest = text.split(reference.BEGIN)
+    table, after = rest.split(reference.END)
+    assert text.count("\n") <= 130 and len((before + after).split()) <= 800
+    assert max(len(line.split()) for line in table.splitlines()) <= 120, "a point is a line"
+
+
+def test_readmes_table_says_a_comparison_briefly():
+    said = ("Tail against head, averaged over k = 8, 16: +3.9 points (unadjusted 95 % interval +1.6 to "
+            "+6.2; 3 seeds, 2,000 reviews): better (p = 0.028 by Holm over 3 comparisons). More.")
+    assert reference.briefly(said) == (
+        "Tail against head, on average: +3.9 points (+1.6 to +6.2): better (p = 0.028).")
 
 
 def test_readme_names_what_there_is():
