@@ -421,7 +421,8 @@ def points_table(pages):
     points = {}
     for row in table_by_point({name: page["answers"] for name, page in pages.items()}, named):
         points.setdefault((row["point"], row["title"]), []).append(row)
-    lines = ["| assignment | answer (95 % interval; p by Holm) | outcome | where |", "|---|---|---|---|"]
+    lines = ["| assignment | answer (95 % interval; p by Holm) | outcome | where |",
+             "|---|---|---|---|"]
     for (point, title), rows in points.items():
         answered = [row for row in rows if row["answer"]]
         limit = LONGEST if len(rows) < 2 else LONGEST * 2 // 3
