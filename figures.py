@@ -103,7 +103,7 @@ def plot_arm(axes, trials, key, colour, xs=None, count_failed=False):
     without it the values are their own places. Return where the line ends, for `label_ends`.
     """
     table = effects.accuracies(trials, key, count_failed)
-    places = xs or dict(zip(table[key], table[key]))
+    places = xs or {value: value for value in table[key]}
     sound = trials[(trials["failed"] == "") | (count_failed & (trials["correct"] != ""))]
     axes.plot([places[value] for value in sound[key]], 100 * sound["dev_accuracy"], "o",
               color=colour, alpha=0.35, markersize=6, markeredgewidth=0)
