@@ -21,6 +21,7 @@ import sys
 import tempfile
 import zipfile
 
+import numpy as np
 import yaml
 
 import effects
@@ -185,14 +186,16 @@ def accuracy_on_unseen(recipe, n_dev):
     """Return accuracies on dev, on ever fewer reviews: all, unused in choosing, not in train.
 
     n_dev: on as many dev reviews the settings were chosen; 0: on all, which leaves none. A row:
-    which reviews, n, accuracy, its 95 % interval over reviews (of this one model), naive Bayes.
+    which reviews, n, accuracy, its 95 % interval over reviews (of this one model), naive Bayes,
+    and TF-IDF regression with how many points the recipe is above it, and their interval.
     """
     data = helpers.load_filimdb(recipe["data"], ("train", "dev"))
     dev, predicted = data["dev"], read_column(os.path.join(REFERENCE, "preds.tsv.gz"))
     used, in_train = set(helpers.subset(dev, n_dev).ids), set(data["train"].texts)
-    bayes = helpers.naive_bayes(data["train"].texts, data["train"].labels, dev.texts)
-    reviews = [(i, text, predicted[i] == label, guess == label)
-               for i, text, label, guess in zip(dev.ids, dev.texts, dev.labels, bayes)]
+    guesses = [baseline(data["train"].texts, data["train"].labels, dev.texts)
+               for baseline in (helpers.naive_bayes, helpers.tfidf_regression)]
+    reviews = [(i, text, predicted[i] == label, bayes == label, tfidf == label)
+               for i, text, label, bayes, tfidf in zip(dev.ids, dev.texts, dev.labels, *guesses)]
     unused = [row for row in reviews if row[0] not in used]
     unseen = [row for row in unused if row[1] not in in_train]
     names = ("all of dev", f"without the {len(used):,} that settings were chosen on",
@@ -202,11 +205,18 @@ def accuracy_on_unseen(recipe, n_dev):
 
 
 def measured(name, reviews):
-    """Return a row of `accuracy_on_unseen`, of (id, text, right, naive Bayes is right) each."""
-    correct = "".join(str(int(right)) for _, _, right, _ in reviews)
-    accuracy, low, high = effects.accuracy_interval([correct])
+    """Return a row of `accuracy_on_unseen`, of (id, text, right: it, naive Bayes, TF-IDF) each."""
+    right, bayes, tfidf = np.array([row[2:] for row in reviews], dtype=float).T
+    accuracy, low, high = effects.accuracy_interval(["".join(map(str, right.astype(int)))])
+    above = effects.estimate([right - tfidf])
     return {"reviews": name, "n": len(reviews), "accuracy": accuracy, "low": low, "high": high,
-            "naive_bayes": 100 * sum(right for *_, right in reviews) / len(reviews)}
+            "naive_bayes": 100 * bayes.mean(), "tfidf": 100 * tfidf.mean(),
+            "above_tfidf": [100 * (above.mean + side * above.half) for side in (0, -1, 1)]}
+
+
+def above_tfidf(row):
+    """Return by how many points a row of `accuracy_on_unseen` is above TF-IDF, in words."""
+    return "{:+.1f} ({:+.1f} to {:+.1f})".format(*row["above_tfidf"])
 
 
 # What trials say of a recipe: key, notebook, in what else its trials leave the basic setting.
@@ -322,10 +332,11 @@ def recipe_text(recipe, pages, trials, run):
              "[preds.tsv.gz](preds.tsv.gz). [Where it is right and where "
              "not](analysis/README.md). Again: `make recipe`.", "", "```",
              " ".join(["python evaluate.py", *recipe["arguments"]]), "```", "",
-             "| dev reviews | n | accuracy (95 % interval over reviews) | naive Bayes |",
-             "|---|---|---|---|"]
+             "| dev reviews | n | accuracy (95 % interval over reviews) | naive Bayes | TF-IDF, words "
+             "and pairs | above it, points |", "|---|---|---|---|---|---|"]
     lines += [table_row(row["reviews"], f"{row['n']:,}", accuracy_of(row),
-                        f"{row['naive_bayes']:.1f} %") for row in recipe["unseen"]]
+                        f"{row['naive_bayes']:.1f} %", f"{row['tfidf']:.1f} %", above_tfidf(row))
+              for row in recipe["unseen"]]
     lines += ["", "| part | n | accuracy | naive Bayes | of them in train |",
               "|---|---|---|---|---|"]
     for part, row in recipe["parts"].items():
@@ -468,8 +479,8 @@ def table_of(pages, run, recipe):
         row = recipe["unseen"][-1]
         lines[0] += (f" The recipe, trained on all of train, gets {row['accuracy']:.1f} % (95 % "
                      f"interval {row['low']:.1f} to {row['high']:.1f}) of the {row['n']:,} dev "
-                     f"reviews right that neither its choice nor its training saw; naive Bayes "
-                     f"{row['naive_bayes']:.1f} %.")
+                     f"reviews right that neither its choice nor its training saw, "
+                     f"{above_tfidf(row)} points above TF-IDF over words and word pairs.")
     return "\n".join([*lines, "", *points_table(pages), "",
                       f"All answers ({counted(pages)}), the recipe, published figures: "
                       "[results/reference](results/reference/README.md)."]) + "\n"

@@ -292,6 +292,8 @@ def test_a_recipe_is_kept(finished, tiny_bert, tmp_path):
         assert row["n"] == len(ids)
         assert row["accuracy"] == pytest.approx(100 * sum(right[i] for i in ids) / len(ids))
         assert row["low"] <= row["accuracy"] <= row["high"]
+        mean, low, high = row["above_tfidf"]
+        assert low <= mean <= high and mean == pytest.approx(row["accuracy"] - row["tfidf"])
     assert len(recipe["unseen"]) == 3 and "without the 5 that" in recipe["unseen"][1]["reviews"]
     assert recipe["parts"]["dev"]["accuracy"] == sum(right.values()) / 12
     page = (root / "results" / "README.md").read_text(encoding="utf-8")
