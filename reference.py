@@ -332,8 +332,8 @@ def recipe_text(recipe, pages, trials, run):
              "[preds.tsv.gz](preds.tsv.gz). [Where it is right and where "
              "not](analysis/README.md). Again: `make recipe`.", "", "```",
              " ".join(["python evaluate.py", *recipe["arguments"]]), "```", "",
-             "| dev reviews | n | accuracy (95 % interval over reviews) | naive Bayes | TF-IDF, words "
-             "and pairs | above it, points |", "|---|---|---|---|---|---|"]
+             "| dev reviews | n | accuracy (95 % interval over reviews) | naive Bayes | TF-IDF, "
+             "words and pairs | above it, points |", "|---|---|---|---|---|---|"]
     lines += [table_row(row["reviews"], f"{row['n']:,}", accuracy_of(row),
                         f"{row['naive_bayes']:.1f} %", f"{row['tfidf']:.1f} %", above_tfidf(row))
               for row in recipe["unseen"]]
