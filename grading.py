@@ -207,7 +207,7 @@ def budget(clock, reserve):
 
     reserve: seconds of loading, of the step that is under way, of the last measuring.
     """
-    return max(0.01, clock.left() - max(0.01 * clock.limit, 1.5 * reserve / 60))
+    return round(max(0.01, clock.left() - max(0.01 * clock.limit, 1.5 * reserve / 60)), 2)
 
 
 def passes(speed, clock, loading):
