@@ -18,7 +18,7 @@ import gpu
 import helpers
 import runtime
 from files import say, warn
-from helpers import LABELS
+from helpers import LABELS, TRUNCATIONS
 
 LIMIT = 28.0         # minutes of a phase; the course allows helpers.GRADING_MINUTES
 LENGTHS = 512, 384, 256, 192, 128, 64, 32, 16  # tokens of a review to choose from
@@ -222,30 +222,34 @@ def classify(data, params, clock, **overrides):
     """Return {part: logits of its reviews, (n, 2)} within the clock's limit.
 
     The reviews of all parts are classified in a random order, so that each share costs alike;
-    whoever is slower than planned reads fewer tokens of those that are left. Past the limit the
+    whoever is slower than planned gives up `views`, then reads fewer tokens of those that are
+    left. Past the limit the
     rest gets the label that was given most often (of logits, the log of its share). Both are said.
     """
     config = helpers.make_config(vars(params["config"]), **overrides)
     texts = [(part, i) for part in data for i in range(len(data[part].texts))]
     order = torch.randperm(len(texts), generator=runtime.generator("grading")).tolist()
-    shortened = [n for n in LENGTHS if n < config.seq_len]
-    logits, rate, done, seq_len = torch.zeros(len(texts), len(LABELS)), None, 0, config.seq_len
+    way = config.seq_len, config.views
+    ways = [way] + [(n, False) for n in (config.seq_len, *LENGTHS) if n <= config.seq_len]
+    logits, rate, done = torch.zeros(len(texts), len(LABELS)), None, 0
     size = max(1, len(texts) // SHARES)
     words = [len(data[part].texts[i].split()) for part, i in texts]
     bar = runtime.progress_bar(len(texts), "classifying", "review")
     while done < len(order) and clock.left() > 0:
         rest = order[done:]
         if rate is not None:
-            fits = longest([config.seq_len, *shortened], rate, [words[i] for i in rest], clock)
-            if fits != seq_len:
-                say(f"grading: {fits} tokens of a review, not {seq_len}, for the {len(rest):,} "
-                    f"that are left to classify in {clock.left():.1f} minutes")
-            seq_len = fits
+            fits = longest(ways, rate, [words[i] for i in rest], clock)
+            if fits != way:
+                what = (f"{fits[0]} tokens of a review, not {way[0]}," if fits[0] != way[0] else
+                        f"{'three readings' if fits[1] else 'one reading'} of what is cut")
+                say(f"grading: {what} for the {len(rest):,} that are left to classify in "
+                    f"{clock.left():.1f} minutes")
+            way = fits
         share = rest[:size if done else max(1, size // 10)]  # a small one first: how fast is it?
         chosen = [data[texts[i][0]].texts[texts[i][1]] for i in share]
         logits[share], seconds = clock.timed(helpers.classifier_logits, chosen, params, what="",
-                                             **dict(overrides, seq_len=seq_len))
-        rate = seconds / cost([words[i] for i in share], seq_len)
+                                             **dict(overrides, seq_len=way[0], views=way[1]))
+        rate = seconds / cost([words[i] for i in share], *way)
         done += len(share)
         bar.update(len(share))
     bar.close()
@@ -259,15 +263,17 @@ def classify(data, params, clock, **overrides):
     return dict(zip(data, logits.split(sizes)))
 
 
-def cost(words, seq_len):
+def cost(words, seq_len, views=False):
     """Return about how many tokens are read of reviews of these numbers of words."""
-    return sum(min(1.3 * n + 2, seq_len) for n in words)  # 1.3 tokens a word in film reviews
+    tokens = [1.3 * n + 2 for n in words]  # 1.3 tokens a word in film reviews
+    cut = sum(n > seq_len for n in tokens)
+    return sum(min(n, seq_len) for n in tokens) + views * cut * seq_len * (len(TRUNCATIONS) - 1)
 
 
-def longest(lengths, rate, words, clock):
-    """Return the most tokens of a review with which what is left ends in time, else the least.
+def longest(ways, rate, words, clock):
+    """Return the first way (seq_len, views) with which what is left ends in time, else the last.
 
     rate: seconds a token, of the last share; a tenth of the time is kept back.
     """
     seconds = 60 * 0.9 * clock.left()
-    return next((n for n in lengths if rate * cost(words, n) <= seconds), lengths[-1])
+    return next((way for way in ways if rate * cost(words, *way) <= seconds), ways[-1])

@@ -108,6 +108,7 @@ class Config:
     dropout: float = 0.1       # on embeddings, layer outputs and the classifier's input [D]
     attention_dropout: float = 0.1  # on attention weights [D]
     objective: str = "mlm"     # pretrain only: masked LM [D], or the ratings texts state [R]
+    views: bool = False        # classifying: head, tail and both ends of what is cut; their mean
     whole_word: bool = False   # pretrain only: mask whole words instead of single tokens
     freeze: bool = False       # pretrain only: the encoder stays fixed, the head alone learns
     max_minutes: float = 0.0   # time budget of the steps, loading not counted; 0 = none
@@ -1159,7 +1160,8 @@ def probabilities(texts, params, **overrides):
     return classifier_logits(texts, params, **overrides).softmax(1)
 
 
-CLASSIFYING = "seq_len", "keep", "words", "precision", "device"  # may differ from the training's
+# What may differ from the training's.
+CLASSIFYING = "seq_len", "keep", "words", "views", "precision", "device"
 
 
 def classifier_logits(texts, params, what="classifying", **overrides):
@@ -1177,9 +1179,16 @@ def classifier_logits(texts, params, what="classifying", **overrides):
     texts, _ = check_texts(texts)
     if not texts:
         return torch.zeros(0, len(LABELS))
-    model = params["model"].to(pick_device(config.device))
-    return predict_logits(model, prepare(texts, params["tokenizer"], config),
-                          params["tokenizer"], config, what)
+    model, tokenizer = params["model"].to(pick_device(config.device)), params["tokenizer"]
+    tokens = prepare(texts, tokenizer, config)
+    logits = predict_logits(model, tokens, tokenizer, config, what)
+    cut = [i for i, n in enumerate(tokens.lengths) if n > config.seq_len - 2]
+    if config.views and cut:
+        again = prepare([texts[i] for i in cut], tokenizer, config)
+        logits[cut] = torch.stack([logits[cut], *(predict_logits(
+            model, again, tokenizer, dataclasses.replace(config, keep=keep))
+            for keep in TRUNCATIONS if keep != config.keep)]).mean(0)
+    return logits
 
 
 def check_params(params):

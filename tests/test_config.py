@@ -27,10 +27,10 @@ GOOD = [("lr", 1e-9), ("seq_len", 3), ("words", 0), ("epochs", 1), ("batch_size"
         ("weight_decay", 0.0), ("max_minutes", 0.0), ("keep", "head"), ("keep", "tail"),
         ("keep", "head+tail"), ("optimizer", "adamw"), ("optimizer", "adam"), ("decay", "none"),
         ("decay", "linear"), ("layer_decay", 1.0), ("layer_decay", 0.01), ("average", 1.0),
-        ("average", 0.0), ("pooling", "cls"), ("pooling", "mean"), ("objective", "mlm"), ("objective", "ratings"), ("seed", 0), ("whole_word", True), ("freeze", True), ("device", ""),
+        ("average", 0.0), ("pooling", "cls"), ("pooling", "mean"), ("objective", "mlm"), ("objective", "ratings"), ("seed", 0), ("views", True), ("whole_word", True), ("freeze", True), ("device", ""),
         ("precision", "auto"), ("precision", "fp32")]
 WRONG_TYPE = [("epochs", 1.0), ("epochs", True), ("epochs", "3"), ("lr", "2e-5"), ("lr", True),
-              ("lr", None), ("whole_word", 1), ("freeze", 0), ("keep", None), ("model", 3), ("seed", None)]
+              ("lr", None), ("views", 3), ("whole_word", 1), ("freeze", 0), ("keep", None), ("model", 3), ("seed", None)]
 
 
 def message(**overrides):
@@ -67,7 +67,7 @@ def test_a_changed_type_is_named(key, value):
 
 
 def test_every_field_is_checked():
-    assert {key for key, _ in BAD} | {"whole_word", "freeze", "device"} == set(vars(Config()))
+    assert {key for key, _ in BAD} | {"views", "whole_word", "freeze", "device"} == set(vars(Config()))
 
 
 def test_an_int_does_for_a_float():

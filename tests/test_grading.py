@@ -157,6 +157,21 @@ def test_a_machine_that_slows_down_reads_fewer_tokens_of_what_is_left(machine, p
     assert "tokens of a review, not 128, for the" in said and "time was up" not in said
 
 
+def test_views_are_given_up_before_tokens(machine, params, data, capsys):
+    once = tokens_to_read(data, 32) / 3
+    machine(lambda n: 20 * 60 / once)  # 20 minutes for one reading of each review
+    logits = grading.classify(data, params, Clock("cpu"), seq_len=32, views=True)
+    said = capsys.readouterr().out
+    assert "one reading of what is cut for the 209" in said and "time was up" not in said
+    assert "tokens of a review" not in said
+    assert {part: len(one) for part, one in logits.items()} == {"dev": 150, "dev-b": 60}
+    machine(lambda n: 1e-6)
+    logits = grading.classify(data, params, Clock("cpu"), seq_len=32, views=True)
+    for part in data:
+        expected = helpers.classifier_logits(data[part].texts, params, seq_len=32, views=True)
+        assert torch.allclose(logits[part], expected, atol=1e-5)
+
+
 def test_past_the_limit_the_rest_is_called_what_most_were(machine, params, data, capsys):
     lying = machine(lambda n: 0.01 if n < 1000 else 1e5)  # it all but stops
     predicted = labels_within_the_limit(data, params)

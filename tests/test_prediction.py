@@ -56,6 +56,14 @@ def test_any_texts_are_classified_as_one_by_one(params, texts, seq_len):
         assert abs(float(pos - neg)) < 1e-5 or label == ("pos" if pos > neg else "neg")
 
 
+@given(st.lists(TEXT, min_size=1, max_size=8), st.sampled_from([5, 16]), st.sampled_from(["head", "head+tail"]))
+def test_three_views_of_what_is_cut_one_by_one(params, texts, seq_len, keep):
+    """Of what is not cut there is but one view, so that its mean is that view."""
+    got = helpers.classifier_logits(texts, params, seq_len=seq_len, keep=keep, views=True)
+    by_keep = [alone(texts, params, seq_len=seq_len, keep=one) for one in ("head", "tail", "head+tail")]
+    assert torch.allclose(got, torch.stack(by_keep).mean(0), atol=1e-5)
+
+
 def test_mean_pooling_one_by_one(tiny_bert, reviews):
     """Mean of the last hidden states, [CLS] and [SEP] too, then the classifier: no pooler."""
     model, tokenizer = load_bert(tiny_bert, pooling="mean", seed=4)
