@@ -1491,7 +1491,7 @@ def describe(pretrain_params):
     """Return one line on a pretraining: texts, parts, what was measured on those held out."""
     p, parts = pretrain_params, ", ".join(pretrain_params["parts"])
     texts = f"{p['n_texts']:,} texts{parts and ' of ' + parts}"
-    if p["config"].get("objective") == "ratings":
+    if p.get("config", {}).get("objective") == "ratings":
         before, after = (p["curve"][end]["held_out_accuracy"] for end in (0, -1))
         return (f"pretraining on {texts} that state a rating (held-out accuracy {before:.1%} -> "
                 f"{after:.1%})")
