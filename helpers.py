@@ -6,7 +6,7 @@
     print(accuracy(data["dev"].labels, classify(data["dev"].texts, params)))
 
 It reads in the order in which the data flows: hyperparameters -> data -> text to tokens ->
-batches -> model -> optimizer and schedule -> training loop -> classifier -> masked LM ->
+batches -> model -> optimizer and schedule -> training loop -> classifier -> pretraining ->
 baselines. What keeps that fast, portable and safe stands in run.py, cpu.py, gpu.py,
 checkpoints.py, runtime.py and files.py; ratings.py finds labels in texts. One file to hand in,
 joined of the eight: `make classifier`. Importing changes nothing.
@@ -452,6 +452,10 @@ class Tokens:
 
     def __getitem__(self, i):
         return self.ids[self.offsets[i]:self.offsets[i + 1]].tolist()
+
+    def take(self, chosen):
+        """Return the Tokens of the texts at these indices, in their order."""
+        return Tokens(sealed_table(np.array(self[i], dtype=np.int32) for i in chosen))
 
 
 def tokenize_all(texts, tokenizer):
@@ -1184,9 +1188,9 @@ def classifier_logits(texts, params, what="classifying", **overrides):
     logits = predict_logits(model, tokens, tokenizer, config, what)
     cut = [i for i, n in enumerate(tokens.lengths) if n > config.seq_len - 2]
     if config.views and cut:
-        again = prepare([texts[i] for i in cut], tokenizer, config)
+        some = tokens.take(cut)
         logits[cut] = torch.stack([logits[cut], *(predict_logits(
-            model, again, tokenizer, dataclasses.replace(config, keep=keep))
+            model, some, tokenizer, dataclasses.replace(config, keep=keep))
             for keep in TRUNCATIONS if keep != config.keep)]).mean(0)
     return logits
 
@@ -1255,7 +1259,7 @@ def accuracy(labels, predicted):
     return sum(str(a) == str(b) for a, b in zip(labels, predicted)) / len(labels)
 
 
-# ---- masked LM: pretrain ------------------------------------------------------------------------
+# ---- pretrain: masked LM, stated ratings --------------------------------------------------------
 
 HELD_OUT = 200     # texts (a tenth of all at most) that the MLM loss is measured on
 MASKED_SHARE = 0.15  # of the tokens; 80/10/10 as in Devlin et al. 2019, 3.1
