@@ -461,15 +461,14 @@ def optimizer_on_host(optimizer):
         for number, moments in state["state"].items()})
 
 
-def save_checkpoint(path, model, optimizer, history, seconds, scaler=None, mean=None):
+def save_checkpoint(path, model, optimizer, history, seconds, scaler=None):
     """Write all that the run needs to go on; what is random depends on seeds and step alone."""
     save_state(path, {"model": weights_on_host(model), "history": history, "seconds": seconds,
                       "optimizer": optimizer and optimizer_on_host(optimizer),
-                      "scaler": scaler and scaler.state_dict(),
-                      "mean": mean and mean.state_dict()})
+                      "scaler": scaler and scaler.state_dict()})
 
 
-def resume(path, model, optimizer, scaler=None, mean=None):
+def resume(path, model, optimizer, scaler=None):
     """Load the checkpoint at `path`, if there is one; return (step, history, seconds used)."""
     state = load_state(path) if path else None
     if state is None:
@@ -479,8 +478,6 @@ def resume(path, model, optimizer, scaler=None, mean=None):
         optimizer.load_state_dict(state["optimizer"])
     if scaler:
         scaler.load_state_dict(state.get("scaler"))
-    if mean and state.get("mean"):  # a finished run has used it
-        mean.load_state_dict(state["mean"])
     step = state["history"][-1]["step"]
     say(f"resuming from the checkpoint at step {step}")
     return step, state["history"], state["seconds"]

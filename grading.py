@@ -223,8 +223,8 @@ def classify(data, params, clock, **overrides):
 
     The reviews of all parts are classified in a random order, so that each share costs alike;
     whoever is slower than planned gives up `views`, then reads fewer tokens of those that are
-    left. Past the limit the
-    rest gets the label that was given most often (of logits, the log of its share). Both are said.
+    left. Past the limit the rest gets the label that was given most often (of logits, the log of
+    its share). Both are said.
     """
     config = helpers.make_config(vars(params["config"]), **overrides)
     texts = [(part, i) for part in data for i in range(len(data[part].texts))]

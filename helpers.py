@@ -84,9 +84,9 @@ class Config:
     """Every hyperparameter of `train`; `pretrain` takes the same keys with MLM_DEFAULTS.
 
     Sources: [D] Devlin et al. 2019 (BERT), appendix A; [S] Sun et al. 2019 (How to Fine-Tune BERT
-    for Text Classification?), section 5; [A] the course's assignment; [I] Izmailov et al. 2018,
-    Averaging Weights Leads to Wider Optima; [M] Micikevicius et al. 2018, Mixed Precision
-    Training: weights, gradients and Adam's moments stay fp32; [R] Read 2005: ratings.py.
+    for Text Classification?), section 5; [A] the course's assignment; [M] Micikevicius et al.
+    2018, Mixed Precision Training: weights, gradients and Adam's moments stay fp32; [R] Read
+    2005: ratings.py.
     """
 
     model: str = dataclasses.field(default_factory=default_model)  # hub name or folder [A]
@@ -101,8 +101,6 @@ class Config:
     weight_decay: float = 0.0  # on matrices only, not on biases and LayerNorm [A]; 0.01 in [D]
     warmup: float = 0.1        # share of all optimizer steps [S, D]
     decay: str = "linear"      # of the learning rate after warm-up; linear: to 0 [D]
-    layer_decay: float = 1.0   # factor of lr from a layer to the one below it; 0.95 in [S]
-    average: float = 0.0       # share of the last steps whose weights' mean is taken; 0 = none [I]
     clip_norm: float = 1.0     # largest L2 norm of the whole gradient; 0 = no clipping [D's code]
     pooling: str = "cls"       # what the classifier reads: [CLS] [D], or the mean of all tokens
     dropout: float = 0.1       # on embeddings, layer outputs and the classifier's input [D]
@@ -128,8 +126,6 @@ RULES = {  # key: (what its value must be, in words, the check)
     "precision": ("auto, fp32 or, from PyTorch 1.10 on, bf16 or fp16",
                   lambda v: v in ("auto", "fp32")
                   or v in ("bf16", "fp16") and hasattr(torch, "autocast")),
-    "layer_decay": ("more than 0 and at most 1", lambda v: 0 < v <= 1),
-    "average": ("a share of all steps, at least 0 and at most 1", lambda v: 0 <= v <= 1),
     "model": ("a hub name or a folder", bool), "device": ("a device's name", lambda v: True),
     **dict.fromkeys(("batch_size", "accumulation", "epochs"), ("1 or more", lambda v: v >= 1)),
     "warmup": ("a share of all steps, at least 0 and below 1", lambda v: 0 <= v < 1),
@@ -702,37 +698,18 @@ OPTIMIZERS = {"adam": functools.partial(adam, torch.optim.Adam),  # its decay: L
 def make_optimizer(model, config):
     """Return the optimizer of a config over the parameters that are trained.
 
-    Weight decay is for matrices; biases and LayerNorm are left alone, as in BERT's own code. The
-    top layer and the head have the peak learning rate, each layer below, and the embeddings below
-    the lowest, layer_decay times that of the one above (Sun et al. 2019, 5.3.4).
+    Weight decay is for matrices; biases and LayerNorm are left alone, as in BERT's own code.
 
     >>> bert, _ = load_bert("data/sample/bert")
     >>> optimizer = make_optimizer(bert, make_config(optimizer="adamw", weight_decay=0.01))
     >>> [group["weight_decay"] for group in optimizer.param_groups]  # matrices, all else
     [0.01, 0.0]
     """
-    n_layers = model.config.num_hidden_layers if config.layer_decay < 1 else 0
-    groups = collections.defaultdict(list)
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad:
-            lr = config.lr * config.layer_decay ** layers_above(name, n_layers)
-            groups[parameter.dim() <= 1, lr].append(parameter)
-    return OPTIMIZERS[config.optimizer]([
-        {"params": parameters, "lr": lr, "weight_decay": 0.0 if vector else config.weight_decay}
-        for (vector, lr), parameters in sorted(groups.items())], config.lr)
-
-
-def layers_above(name, n_layers):
-    """Return how many of BERT's layers lie between a parameter and the head.
-
-    >>> [layers_above(name, 12) for name in ("bert.embeddings.LayerNorm.bias", "classifier.bias",
-    ...                                      "bert.encoder.layer.10.output.dense.weight")]
-    [12, 0, 1]
-    """
-    layer = re.search(r"\.layer\.(\d+)\.", name)
-    if layer:
-        return n_layers - 1 - int(layer.group(1))
-    return n_layers if ".embeddings." in name else 0
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    groups = [{"params": [p for p in parameters if p.dim() > 1],
+               "weight_decay": config.weight_decay},
+              {"params": [p for p in parameters if p.dim() <= 1], "weight_decay": 0.0}]
+    return OPTIMIZERS[config.optimizer](groups, config.lr)
 
 
 def lr_factor(progress, warmup, decay="linear"):
@@ -856,16 +833,14 @@ def fit(model, batches, n_steps, steps_per_epoch, forward, config, evaluate=None
     (20, True)
     """
     optimizer = make_optimizer(model, config)
-    peaks = [group["lr"] for group in optimizer.param_groups]  # by layer, with layer_decay
     run = Run(model, optimizer, batches, config, n_steps, steps_per_epoch, evaluate, checkpoint,
               log_dir, what)
     with run.guarded():  # resumes, measures, shows progress, keeps a checkpoint when stopped
         while run.progress < 1:  # share of the steps done, or of max_minutes spent
             # Warm-up and decay count optimizer steps, not micro-batches: the last rate is near 0.
-            factor = lr_factor(run.progress, config.warmup, config.decay)
-            lr = config.lr * factor
-            for group, peak in zip(optimizer.param_groups, peaks):
-                group["lr"] = peak * factor
+            lr = config.lr * lr_factor(run.progress, config.warmup, config.decay)
+            for group in optimizer.param_groups:
+                group["lr"] = lr
             # Which reviews a step sees and what it drops depend on seeds and step alone, so a
             # resumed run goes on as the undisturbed one would.
             seed = run.seed_dropout()

@@ -14,8 +14,7 @@ from gpu import (
     QUEUED, Ahead, LossScaler, floats_later, ready_batches, rows_of, token_limit, tokens_of,
     unpads)
 from runtime import (
-    all_sum, is_notebook, open_writer, processes, progress_bar, seed_device, seed_of,
-    uninterrupted)
+    all_sum, is_notebook, open_writer, processes, progress_bar, seed_device, seed_of)
 
 
 class Diverged(ArithmeticError):
@@ -53,9 +52,7 @@ class Run:
         self.what = what
         self.rank, _ = processes()
         self.writer = None if self.rank else open_writer(log_dir)
-        self.mean = WeightsMean(model)
-        self.step, self.history, seconds = resume(checkpoint, model, optimizer, self.scaler,
-                                                  self.mean)
+        self.step, self.history, seconds = resume(checkpoint, model, optimizer, self.scaler)
         self.began = time.time() - seconds
         self.saved = time.time()
         self.patience = CHECKPOINT_SECONDS  # until the next checkpoint
@@ -78,8 +75,6 @@ class Run:
                 self.progress = self.share_done()
                 yield
                 self.settle()
-                with uninterrupted():  # a budget that measuring used up
-                    self.mean.use()
             except KeyboardInterrupt as stop:
                 self.save()
                 raise self.interrupted(stop) from None
@@ -157,17 +152,10 @@ class Run:
             row.update(grad_norm=norm, loss=loss if row["targets"] else None)
 
     def record(self):
-        """Count a step and append its row to the history, marked "due" if it is to be measured.
-
-        Of the last steps, a share config.average, the model gets the weights' mean at the end.
-        """
+        """Count a step and append its row to the history, marked "due" if it is to be measured."""
         before = self.progress
         self.step += 1
         self.progress = self.share_done()
-        if self.config.average and self.progress > 1 - self.config.average:
-            self.mean.add()
-        if self.progress >= 1:
-            self.mean.use()
         self.row["seconds"] = time.time() - self.began
         if self.evaluate and int(self.progress * EVALUATIONS) > int(before * EVALUATIONS):
             self.row["due"] = True
@@ -202,41 +190,9 @@ class Run:
         self.settle()
         if self.checkpoint and self.history and not self.rank:
             save_checkpoint(self.checkpoint, self.model, self.optimizer, self.history,
-                            time.time() - self.began, self.scaler, self.mean)
+                            time.time() - self.began, self.scaler)
         self.saved = time.time()
         self.patience = max(CHECKPOINT_SECONDS, CHECKPOINT_SHARE * (self.saved - began))
-
-
-class WeightsMean:
-    """The running mean of a model's weights over some steps: one copy of them, if any."""
-
-    def __init__(self, model):
-        self.model = model
-        self.steps = 0
-        self.weights = []
-
-    def add(self):
-        """Take the weights as they are now into the mean."""
-        self.steps += 1
-        if self.steps == 1:
-            self.weights = [p.detach().clone() for p in self.model.parameters()]
-        for mean, parameter in zip(self.weights, self.model.parameters()):
-            mean.lerp_(parameter.detach(), 1 / self.steps)
-
-    def use(self):
-        """Give the model the mean, if there is one."""
-        for mean, parameter in zip(self.weights, self.model.parameters()):
-            parameter.data.copy_(mean)
-
-    def state_dict(self):
-        """Return the state for a checkpoint."""
-        return {"steps": self.steps, "weights": [mean.cpu() for mean in self.weights]}
-
-    def load_state_dict(self, state):
-        """Take the state of a checkpoint."""
-        self.steps = state["steps"]
-        self.weights = [mean.to(parameter.device) for mean, parameter in zip(
-            state["weights"], self.model.parameters())]
 
 
 def clear_gradients(model):

@@ -76,7 +76,7 @@ def mutate(monkeypatch, module, name, old, new):
 
 # ---- numbers ------------------------------------------------------------------------------------
 
-@pytest.mark.parametrize("levers", [{}, {"pooling": "mean", "layer_decay": 0.8, "average": 0.5}])
+@pytest.mark.parametrize("levers", [{}, {"pooling": "mean"}])
 def test_it_trains_and_classifies_as_a_cpu(device, way, tiny_bert, levers):
     def run(device):
         params = helpers.train(TEXTS, LABELS, model=tiny_bert, dev=made_up_reviews(20, seed=5),
