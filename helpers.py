@@ -510,6 +510,11 @@ def tokenize(texts, tokenizer, chunk=500):
 CPU_TOKENS = 1024  # of a micro-batch, which one core of a CPU works on: small enough to share out
 
 
+def tokens_of_a_core(precision):
+    """Return the most tokens of a micro-batch on a CPU: of half the size, twice as many."""
+    return CPU_TOKENS * (1 if used_precision(precision, "cpu") == "fp32" else 2)
+
+
 @functools.lru_cache(maxsize=2)
 def order_of_epoch(n, data_seed, epoch):
     """Return the epoch's order of the numbers below n, a tensor; drawn once."""
@@ -551,11 +556,12 @@ def micro_limits(config, device):
 
     A GPU gains from large micro-batches and takes all that fit: where memory runs out they are
     halved; several share small ones evenly. A CPU does not: there every core works on one of
-    CPU_TOKENS, so the number of threads bounds the memory, and `accumulation`.
+    tokens_of_a_core, so the number of threads bounds the memory, and `accumulation`.
     """
     count = max(1, config.batch_size // max(config.accumulation, processes()[1]))
     if device.type == "cpu":
-        return count, min(count * config.seq_len, CPU_TOKENS), 48, 0
+        most = tokens_of_a_core(config.precision)
+        return count, min(count * config.seq_len, most), 48, 0
     several = processes()[1] > 1
     count = math.ceil(config.batch_size / (4 * processes()[1] if several else 1))
     return count, count * config.seq_len, 0, micro_floor(device, config.precision)
@@ -1043,7 +1049,7 @@ def predict_logits(model, tokens, tokenizer, config, what=""):
     unpadded = isinstance(model, BertForSequenceClassification) and unpads(model, config.precision)
     # Processes deal the reviews out; the batches of each are as large as those of one alone.
     mine = deal(lengths, processes()[1])[processes()[0]]
-    limits = 64, min(64 * config.seq_len, CPU_TOKENS), 48
+    limits = 64, min(64 * config.seq_len, tokens_of_a_core(config.precision)), 48
     if device.type != "cpu":
         limits = calm_limits(device, config.precision, unpadded)
     logits = torch.zeros(len(tokens), model.config.num_labels)

@@ -96,12 +96,15 @@ def test_a_full_step_is_split_into_accumulation_parts_at_least(lengths, data):
     assert max(map(len, batches)) <= len(lengths) // accumulation
 
 
-@given(st.integers(1, 64), st.integers(1, 64), st.integers(3, 512))
-def test_limits_bound_the_memory(batch_size, accumulation, seq_len):
-    config = make_config(batch_size=batch_size, accumulation=accumulation, seq_len=seq_len)
+@given(st.integers(1, 64), st.integers(1, 64), st.integers(3, 512),
+       st.sampled_from(["auto", "fp32"] + ["bf16", "fp16"] * hasattr(torch, "autocast")))
+def test_limits_bound_the_memory(batch_size, accumulation, seq_len, precision):
+    config = make_config(batch_size=batch_size, accumulation=accumulation, seq_len=seq_len,
+                         precision=precision)
     count, tokens, *_ = micro_limits(config, CPU)
     assert 1 <= count <= max(1, batch_size / accumulation)
-    assert tokens == min(count * seq_len, helpers.CPU_TOKENS)
+    of_a_core = {"bf16": 2048, "fp16": 2048}.get(precision, 1024)
+    assert tokens == min(count * seq_len, of_a_core)
     # A GPU takes what it is given, until memory runs out: `accumulation` bounds nothing there.
     assert micro_limits(config, GPU)[:3] == (batch_size, batch_size * seq_len, 0)
 
