@@ -230,7 +230,8 @@ def classify(data, params, clock, **overrides):
     texts = [(part, i) for part in data for i in range(len(data[part].texts))]
     order = torch.randperm(len(texts), generator=runtime.generator("grading")).tolist()
     way = config.seq_len, config.views
-    ways = [way] + [(n, False) for n in (config.seq_len, *LENGTHS) if n <= config.seq_len]
+    shorter = [(n, False) for n in (config.seq_len, *LENGTHS) if n <= config.seq_len]
+    ways = list(dict.fromkeys([way, *shorter]))
     logits, rate, done = torch.zeros(len(texts), len(LABELS)), None, 0
     size = max(1, len(texts) // SHARES)
     words = [len(data[part].texts[i].split()) for part, i in texts]
