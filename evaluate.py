@@ -118,11 +118,9 @@ def parse_settings(pairs):
             settings[where][name] = ast.literal_eval(value)
         except (ValueError, SyntaxError):
             settings[where][name] = value  # a bare word: keep=tail
-    for key in helpers.PRETRAINING:
-        value = settings[""].get(key, getattr(helpers.Config, key))
-        if value != getattr(helpers.Config, key):
-            raise InputError(f"--set {key}={value}: for pretrain only; write pretrain.{key}="
-                             f"{value}")
+    for key in ("freeze", "whole_word"):
+        if settings[""].get(key):
+            raise InputError(f"--set {key}=True: for pretrain only; write pretrain.{key}=True")
     helpers.make_config(**settings[""])
     helpers.make_config(helpers.MLM_DEFAULTS, **settings["pretrain"])
     return settings[""], settings["pretrain"]
@@ -263,12 +261,6 @@ def warn_of_one_class(data, predicted):
                          f"try another lr, a longer warmup, another seed")
 
 
-def not_graded(texts, data):
-    """Return {part: texts} without those of dev and test: a rating in them is their label."""
-    graded = {text for part in data if part != "train" for text in data[part].texts}
-    return {part: [text for text in some if text not in graded] for part, some in texts.items()}
-
-
 def trained(args, data_dir, data, overrides, pretrain_overrides, minutes):
     """Pretrain and train; return (params, what pretraining saw, in words)."""
     if args.model is not None:
@@ -285,12 +277,10 @@ def trained(args, data_dir, data, overrides, pretrain_overrides, minutes):
         with timed(minutes, "pretraining"):
             clock = grading.Clock(pretrain_overrides.get("device", ""))
             texts = helpers.pretrain_parts(data_dir, data, args.transductive)
-            if pretrain_overrides.get("objective") == "ratings":
-                texts = not_graded(texts, data)
             parts, texts = list(texts), list(texts.values())
             if args.grading:
                 texts, pretrain_overrides = grading.plan_pretraining(
-                    texts, pretrain_overrides, clock, positions_of(pretrain_overrides["model"]))
+                    texts, pretrain_overrides, clock)
             params = helpers.pretrain(texts, parts=parts, **pretrain_overrides)
         seen = "pretrained on " + ", ".join(params["parts"])
         print(f"{helpers.describe(params)}: {minutes['pretraining']:.1f} minutes", flush=True)
@@ -337,9 +327,6 @@ def run(argv=None):
     if args.no_pretrain and args.transductive and args.load is None:
         raise InputError("--transductive is of pretraining, so it does not go with --no-pretrain; "
                          "leave out one of the two")
-    if args.transductive and pretrain_overrides.get("objective") == "ratings":
-        raise InputError("--transductive: a rating in a text of dev or test is its label, so it "
-                         "does not go with pretrain.objective=ratings; leave out one of the two")
     if args.grading:
         check_grading(overrides, pretrain_overrides)
     tiny = args.data is None and args.model is None and args.load is None

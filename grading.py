@@ -60,7 +60,7 @@ class Clock:
 
 # ---- pretrain -----------------------------------------------------------------------------------
 
-def plan_pretraining(texts, overrides, clock, limit_of_model=512):
+def plan_pretraining(texts, overrides, clock):
     """Return (texts, overrides) of a pretraining that ends within the clock's limit.
 
     texts: as pretrain takes them; what reads their ratings is planned as a training. Too many to
@@ -68,8 +68,6 @@ def plan_pretraining(texts, overrides, clock, limit_of_model=512):
     """
     config = helpers.make_config(helpers.MLM_DEFAULTS, **overrides)
     texts = helpers.distinct_texts(texts)
-    if config.objective == "ratings":
-        return texts, plan_training(*helpers.rated_texts(texts), overrides, clock, limit_of_model)
     (model, tokenizer), loading = clock.timed(helpers.load_bert, config.model, "mlm")
     model.to(clock.device)
     first = texts[::math.ceil(len(texts) / 200)]

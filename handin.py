@@ -8,9 +8,9 @@ import sys
 from pathlib import Path
 
 # Each needs those before it.
-MODULES = "files", "ratings", "runtime", "cpu", "gpu", "checkpoints", "run", "helpers"
+MODULES = "files", "runtime", "cpu", "gpu", "checkpoints", "run", "helpers"
 # What the joined file does not need: imports of its own parts, and the check that they are there.
-OWN = re.compile(r"^from (?:__future__|files|ratings|runtime|cpu|gpu|checkpoints|run) import "
+OWN = re.compile(r"^from (?:__future__|files|runtime|cpu|gpu|checkpoints|run) import "
                  r"(?:\([^)]*\)|[^\n(]*)\n"
                  r"|^try:\n    import checkpoints.*\n(?:except|    ).*\n(?:    .*\n)*", re.M)
 HEAD = '''"""Fine-tune BERT on film reviews: pretrain, train, classify, in one file to hand in.

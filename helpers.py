@@ -6,10 +6,10 @@
     print(accuracy(data["dev"].labels, classify(data["dev"].texts, params)))
 
 It reads in the order in which the data flows: hyperparameters -> data -> text to tokens ->
-batches -> model -> optimizer and schedule -> training loop -> classifier -> pretraining ->
+batches -> model -> optimizer and schedule -> training loop -> classifier -> masked LM ->
 baselines. What keeps that fast, portable and safe stands in run.py, cpu.py, gpu.py,
-checkpoints.py, runtime.py and files.py; ratings.py finds labels in texts. One file to hand in,
-joined of the eight: `make classifier`. Importing changes nothing.
+checkpoints.py, runtime.py and files.py. One file to hand in, joined of the seven: `make
+classifier`. Importing changes nothing.
 """
 from __future__ import annotations
 
@@ -40,9 +40,9 @@ from transformers import (
 )
 
 try:
-    import checkpoints, cpu, files, gpu, ratings, run, runtime  # noqa: E401, F401
+    import checkpoints, cpu, files, gpu, run, runtime  # noqa: E401, F401
 except ImportError as error:
-    if error.name not in ("checkpoints", "cpu", "files", "gpu", "ratings", "run", "runtime"):
+    if error.name not in ("checkpoints", "cpu", "files", "gpu", "run", "runtime"):
         raise
     raise ImportError("helpers.py works with the files beside it; `make classifier` joins them to "
                       "one, build/classifier.py, to hand in") from None
@@ -59,7 +59,6 @@ from files import (
 from gpu import (
     CALM_TOKENS, POOLINGS, calm_limits, classifier_outputs, hidden_states, micro_floor,
     one_behind, pick_targets, ready_batch, to_device, unpadding, unpads)
-from ratings import rated
 from run import Diverged, Run, clear_gradients
 from runtime import (
     VERSIONS, WEIGHTS_ONLY, OutOfMemory, all_sum, autocast, deal, exclusive, generator,
@@ -85,8 +84,7 @@ class Config:
 
     Sources: [D] Devlin et al. 2019 (BERT), appendix A; [S] Sun et al. 2019 (How to Fine-Tune BERT
     for Text Classification?), section 5; [A] the course's assignment; [M] Micikevicius et al.
-    2018, Mixed Precision Training: weights, gradients and Adam's moments stay fp32; [R] Read
-    2005: ratings.py.
+    2018, Mixed Precision Training: weights, gradients and Adam's moments stay fp32.
     """
 
     model: str = dataclasses.field(default_factory=default_model)  # hub name or folder [A]
@@ -105,7 +103,6 @@ class Config:
     pooling: str = "cls"       # what the classifier reads: [CLS] [D], or the mean of all tokens
     dropout: float = 0.1       # on embeddings, layer outputs and the classifier's input [D]
     attention_dropout: float = 0.1  # on attention weights [D]
-    objective: str = "mlm"     # pretrain only: masked LM [D], or the ratings texts state [R]
     views: bool = False        # classifying: head, tail and both ends of what is cut; their mean
     whole_word: bool = False   # pretrain only: mask whole words instead of single tokens
     freeze: bool = False       # pretrain only: the encoder stays fixed, the head alone learns
@@ -116,7 +113,6 @@ class Config:
     device: str = ""           # cuda, cuda:1, cpu; empty = cuda if there is one, else cpu
 
 
-PRETRAINING = "objective", "whole_word", "freeze"  # what pretrain alone reads
 # [S] section 5.4: batch 32, 128 tokens, lr 5e-5; [D]: Adam with decoupled weight decay of 0.01.
 MLM_DEFAULTS = {"seq_len": 128, "batch_size": 32, "accumulation": 1, "epochs": 2, "lr": 5e-5,
                 "optimizer": "adamw", "weight_decay": 0.01}
@@ -138,7 +134,7 @@ AT_LEAST_0 = ("0 or more, and finite", lambda v: 0 <= v < math.inf)  # every oth
 def rule_of(key):
     """Return (what a hyperparameter's value must be, in words, the check)."""
     choices = {"keep": TRUNCATIONS, "optimizer": OPTIMIZERS, "decay": DECAYS,
-               "pooling": POOLINGS, "objective": OBJECTIVES}.get(key)
+               "pooling": POOLINGS}.get(key)
     if choices:
         *others, last = choices
         return f"{', '.join(others)} or {last}", choices.__contains__
@@ -997,9 +993,8 @@ def train(texts, labels, pretrain_params=None, dev=None, n_eval=500, log_dir="",
     if config.freeze:
         raise InputError("freeze=True: for pretrain only; a classifier on a fixed BERT is "
                          "frozen_regression on frozen_features")
-    for key in PRETRAINING:
-        if getattr(config, key) != getattr(Config, key):
-            raise InputError(f"{key}={getattr(config, key)!r}: for pretrain only")
+    if config.whole_word:
+        raise InputError("whole_word=True: for pretrain only")
     if pretrain_params is not None:
         config = dataclasses.replace(config, model=pretrained_folder(pretrain_params))
         say(f"training starts from {describe(pretrain_params)}")
@@ -1240,7 +1235,7 @@ def accuracy(labels, predicted):
     return sum(str(a) == str(b) for a, b in zip(labels, predicted)) / len(labels)
 
 
-# ---- pretrain: masked LM, stated ratings --------------------------------------------------------
+# ---- pretrain: masked LM ------------------------------------------------------------------------
 
 HELD_OUT = 200     # texts (a tenth of all at most) that the MLM loss is measured on
 MASKED_SHARE = 0.15  # of the tokens; 80/10/10 as in Devlin et al. 2019, 3.1
@@ -1336,9 +1331,8 @@ def pretrain(texts, parts=(), log_dir="", **overrides):
 
     texts: an iterable of str or of iterables of str; blank and repeated ones are left out. parts:
     names of the parts they come from, for the record. overrides: fields of Config; some default to
-    MLM_DEFAULTS. objective="ratings": on those texts alone that state a rating such as 8/10, as
-    reviews labelled by it; BERT reads them without. A finished pretraining of the same texts,
-    model and settings is found again by content; an unfinished one goes on.
+    MLM_DEFAULTS. A finished pretraining of the same texts, model and settings is found again by
+    content; an unfinished one goes on.
 
     >>> texts = ["a good film", "a bad film", "the worst film of all", "what a lovely story"]
     >>> params = pretrain(texts, model="data/sample/bert", seq_len=16, epochs=1)
@@ -1348,19 +1342,16 @@ def pretrain(texts, parts=(), log_dir="", **overrides):
     config = make_config(MLM_DEFAULTS, **overrides)
     if config.pooling != Config.pooling:
         raise InputError(f"pooling={config.pooling!r}: for train only, masked LM reads all")
-    if config.objective != "mlm" and (config.freeze or config.whole_word):
-        raise InputError(f"objective={config.objective!r}: freeze and whole_word are of masked LM")
     texts, parts = distinct_texts(texts), check_many(parts, "parts")
     if len(texts) < 2:
         raise InputError(f"{len(texts)} different non-blank texts; pretrain needs 2 or more")
     with kept_random_state(config.device):
-        head, work = OBJECTIVES[config.objective]
-        model, tokenizer, key = start(config, head, map(utf8, texts))
+        model, tokenizer, key = start(config, "mlm", map(utf8, texts))
         folder = os.path.join(cache_dir("pretrained"), key)
         note = read_note(folder)
         if note is None:
             with locked_checkpoint(folder + ".checkpoint"):
-                work(model, tokenizer, texts, config, folder, log_dir)
+                run_mlm(model, tokenizer, texts, config, folder, log_dir)
             note = read_note(folder)
         else:
             say("pretraining of the same texts and settings found: not repeated")
@@ -1375,7 +1366,8 @@ def run_mlm(model, tokenizer, texts, config, folder, log_dir=""):
     if config.freeze:
         freeze_encoder(model)
     device, tokens = next(model.parameters()).device, prepare(texts, tokenizer, config)
-    held = set(held_out(len(texts)))
+    order = torch.randperm(len(texts), generator=generator("held out")).tolist()
+    held = set(order[:min(HELD_OUT, max(1, len(texts) // 10))])
     windows = windows_of(tokens.lengths, config.seq_len - 2)
     make = masked_batches(tokens, tokenizer, config, device)
     fixed = make([w for w in windows if w[0] in held], generator("held-out masks"))
@@ -1393,56 +1385,14 @@ def run_mlm(model, tokenizer, texts, config, folder, log_dir=""):
     per_epoch = math.ceil(len(windows) / config.batch_size)
     history = fit(model, batches, config.epochs * per_epoch, per_epoch, mlm_forward, config,
                   measure_held_out, folder + ".checkpoint", log_dir, "pretraining")
-    keep_pretrained(folder, model, tokenizer, config, history, "BertForPreTraining",
-                    n_texts=len(texts), n_held_out=len(held), n_windows=len(windows))
-
-
-def run_ratings(model, tokenizer, texts, config, folder, log_dir=""):
-    """Train a classifier by the ratings that texts state; save its encoder as run_mlm does."""
-    texts, labels = rated_texts(texts)
-    label_ids = [LABEL_IDS[label] for label in labels]
-    held = held_out(len(texts))
-    rest = sorted(set(range(len(texts))).difference(held))
-    parts = {"held_out": ([texts[i] for i in held], [label_ids[i] for i in held])}
-    batches = classifier_batches(
-        prepare([texts[i] for i in rest], tokenizer, config), [label_ids[i] for i in rest], config,
-        tokenizer, next(model.parameters()).device)
-    per_epoch = math.ceil(len(rest) / config.batch_size)
-    history = fit(model, batches, config.epochs * per_epoch, per_epoch, classifier_forward, config,
-                  learning_curve(parts, HELD_OUT, tokenizer, config), folder + ".checkpoint",
-                  log_dir, "pretraining")
-    keep_pretrained(folder, model.bert, tokenizer, config, history, "BertModel",
-                    n_texts=len(texts), n_held_out=len(held))
-
-
-def rated_texts(texts):
-    """Return (texts without their ratings, labels); InputError where they are too few."""
-    texts, labels = rated(texts)
-    if min(labels.count(label) for label in LABELS) < 2:
-        raise InputError(f"objective='ratings': {len(texts)} of the texts state a rating such as "
-                         f"8/10; it needs 2 of 7 or more and 2 of 4 or less")
-    return texts, labels
-
-
-# A new objective is an entry here: the head that load_bert makes, and what trains and saves.
-OBJECTIVES = {"mlm": ("mlm", run_mlm), "ratings": ("classifier", run_ratings)}
-
-
-def held_out(n):
-    """Return the indices of the texts, of n, that a pretraining is measured on."""
-    order = torch.randperm(n, generator=generator("held out")).tolist()
-    return order[:min(HELD_OUT, max(1, n // 10))]
-
-
-def keep_pretrained(folder, model, tokenizer, config, history, architecture, **note):
-    """Save what a pretraining made, with its note, in the first process; its checkpoint goes."""
     curve = [row for row in history if "held_out_loss" in row]
     if not processes()[0]:
-        save_bert(folder, model, tokenizer, dict(
-            note, key=os.path.basename(folder), model=config.model, curve=curve,
-            config=settings(config), versions=VERSIONS, loss_before=curve[0]["held_out_loss"],
-            loss_after=curve[-1]["held_out_loss"], minutes=history[-1]["seconds"] / 60),
-            history, architectures=[architecture])
+        save_bert(folder, model, tokenizer, {
+            "key": os.path.basename(folder), "model": config.model, "n_texts": len(texts),
+            "n_held_out": len(held), "curve": curve, "n_windows": len(windows),
+            "config": settings(config), "versions": VERSIONS,
+            "loss_before": curve[0]["held_out_loss"], "loss_after": curve[-1]["held_out_loss"],
+            "minutes": history[-1]["seconds"] / 60}, history, architectures=["BertForPreTraining"])
         remove_if_there(folder + ".checkpoint")
     wait_for_all()
 
@@ -1473,14 +1423,10 @@ def pretrained_folder(pretrain_params):
 
 
 def describe(pretrain_params):
-    """Return one line on a pretraining: texts, parts, what was measured on those held out."""
+    """Return one line on a pretraining: texts, parts, held-out loss and perplexity."""
     p, parts = pretrain_params, ", ".join(pretrain_params["parts"])
-    texts = f"{p['n_texts']:,} texts{parts and ' of ' + parts}"
-    if p.get("config", {}).get("objective") == "ratings":
-        before, after = (p["curve"][end]["held_out_accuracy"] for end in (0, -1))
-        return (f"pretraining on {texts} that state a rating (held-out accuracy {before:.1%} -> "
-                f"{after:.1%})")
-    return f"MLM pretraining on {texts} (held-out {held_out_loss(p)})"
+    return (f"MLM pretraining on {p['n_texts']:,} texts{parts and ' of ' + parts} "
+            f"(held-out {held_out_loss(p)})")
 
 
 def held_out_loss(pretrain_params):

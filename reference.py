@@ -318,10 +318,8 @@ def choices_of(recipe, pages, trials, run):
             key + f" ({where})" * bool(where), tried(found, key),
             taken["optimizer"] if other else effects.short(taken[key]),
             "another optimizer" if other else judged(found, key, taken[key], margin), notebook))
-    objective = recipe["pretraining"].get("config", {}).get("objective", "mlm")
-    done = "yes" if objective == "mlm" else f"no, on {objective}"
     return lines + [table_row("MLM pretraining", answers_to(pages, "05", "Q3"),
-                              done if recipe["pretraining"] else "no", "", "05")]
+                              "yes" if recipe["pretraining"] else "no", "", "05")]
 
 
 def recipe_text(recipe, pages, trials, run):

@@ -12,7 +12,6 @@ anywhere. They are made so that a study has something to find:
 - "hardly dull" is praise, and "clever, but dull" is blame: counting words is not enough.
 - Polar words have a long tail: a hundred labelled reviews don't show them all, the unlabelled
   ones do, and words of one polarity keep company inside a sentence.
-- A few of the unlabelled ones end in a rating, as real ones do: they tell their label.
 
 Same bytes on every Python: the only source of chance is random.Random(seed).random(). What is
 built on it (choice, shuffle) differs between versions, and so does sum() of floats (3.12).
@@ -315,7 +314,6 @@ MEDIAN, SIGMA, SHORTEST, LONGEST = 75, 0.9, 12, 880  # words; the last sentence 
 EXPECT, AGREE, NEUTRAL = 0.42, (0.56, 0.76), 0.42
 NEGATE = {"verdict": 0.33, "opinion": 0.22, "expectation": 0.25, "short": 0.25, "lukewarm": 0}
 LUKEWARM, CLOSING, ASIDE, PARAGRAPHS = 0.02, 0.35, 0.022, 0.12
-RATED = 0.08  # share of the unlabelled reviews that state a rating: 7 to 10 or 1 to 4 out of 10
 SHORT_SHIFT = 0.2  # short reviews prefer words from 20 % down the lists
 LABELS = {"neg": -1, "pos": 1}
 SUFFIXES = """ed ing ly er est al ar an on en or ic ia is us le ry ty th ck ch sh st nt nd ng ll
@@ -496,13 +494,6 @@ def make_part(name):
     return texts, labels, plans
 
 
-def rate(texts, labels, seed):
-    """Return the texts, a share RATED of them with a rating that agrees with the label."""
-    writer = Writer(seed)
-    return [f"{text} {writer.pick((7, 8, 9, 10) if label == 'pos' else (1, 2, 3, 4))} out of 10."
-            if writer.chance(RATED) else text for text, label in zip(texts, labels)]
-
-
 def generic_texts(n, seed):
     """Return n texts of the same language in which every polar word falls at random."""
     writer = Writer(seed)
@@ -604,8 +595,6 @@ def make_reviews(folder):
     seen = {}
     for name, part in PARTS.items():
         texts, labels, _ = make_part(name)
-        if name == "train_unlabeled":
-            texts = rate(texts, labels, part.seed + 10)
         for text in texts:
             if text in seen:
                 raise ValueError(f"in {seen[text]} and in {name}: {text!r}")

@@ -18,14 +18,13 @@ BAD = [*(("lr", v) for v in (0.0, -1.0, -2e-5, math.nan, math.inf)),
          for v in (-0.1, math.nan, math.inf)),
        *((key, -1) for key in ("seed", "data_seed")),
        ("keep", "middle"), ("keep", ""), ("optimizer", "sgd"), ("decay", "cosine"), ("model", ""), ("pooling", "max"),
-       ("objective", "nsp"),
        ("precision", "half"), ("precision", "")]
 GOOD = [("lr", 1e-9), ("seq_len", 3), ("words", 0), ("epochs", 1), ("batch_size", 1),
         ("accumulation", 1), ("warmup", 0.0), ("warmup", 0.99), ("dropout", 0.0), ("clip_norm", 0.0),
         ("weight_decay", 0.0), ("max_minutes", 0.0), ("keep", "head"), ("keep", "tail"),
         ("keep", "head+tail"), ("optimizer", "adamw"), ("optimizer", "adam"), ("decay", "none"),
-        ("decay", "linear"),
-        ("pooling", "cls"), ("pooling", "mean"), ("objective", "mlm"), ("objective", "ratings"), ("seed", 0), ("views", True), ("whole_word", True), ("freeze", True), ("device", ""),
+        ("decay", "linear"), ("pooling", "cls"), ("pooling", "mean"), ("seed", 0),
+        ("views", True), ("whole_word", True), ("freeze", True), ("device", ""),
         ("precision", "auto"), ("precision", "fp32")]
 WRONG_TYPE = [("epochs", 1.0), ("epochs", True), ("epochs", "3"), ("lr", "2e-5"), ("lr", True),
               ("lr", None), ("views", 3), ("whole_word", 1), ("freeze", 0), ("keep", None), ("model", 3), ("seed", None)]

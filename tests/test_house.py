@@ -12,8 +12,8 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 # A module may import those named here, and whatever these may import.
-ARROWS = {"files": (), "runtime": ("files",), "ratings": (), "cpu": ("runtime",), "gpu": ("runtime",),
-          "checkpoints": ("runtime",), "run": ("gpu", "checkpoints"), "helpers": ("cpu", "ratings", "run"),
+ARROWS = {"files": (), "runtime": ("files",), "cpu": ("runtime",), "gpu": ("runtime",),
+          "checkpoints": ("runtime",), "run": ("gpu", "checkpoints"), "helpers": ("cpu", "run"),
           "effects": ("helpers",), "studies": ("effects", "assignment", "parameters"),
           "figures": ("studies",), "grading": ("helpers",), "evaluate": ("grading",),
           "assignment": (), "pages": ("assignment", "files"), "parameters": ("files",),
@@ -27,7 +27,7 @@ PINNED = CORE | {"pandas"}
 SLOW = {"matplotlib", "scipy", "sklearn", "IPython", "ipywidgets", "pygments"}
 ALLOWED = {"files": ({"numpy", "tqdm"}, set()), "runtime": (CORE, set()),
            "cpu": (CORE - {"tqdm"}, set()), "gpu": ({"torch", "transformers"}, set()), "run": (set(), set()),
-           "checkpoints": ({"torch", "transformers"}, set()), "ratings": (set(), set()),
+           "checkpoints": ({"torch", "transformers"}, set()),
            "helpers": (CORE, {"sklearn", "pandas"}), "effects": (PINNED, {"scipy"}),
            "studies": (PINNED, SLOW | {"distributed"}), "figures": (PINNED, SLOW),
            "evaluate": (CORE, set()), "grading": (CORE, set()),
@@ -160,7 +160,7 @@ def test_no_module_serves_names_of_another(name):
 
 # ---- the one file to hand in ---------------------------------------------------------------------
 
-PARTS = ("files", "ratings", "runtime", "cpu", "gpu", "checkpoints", "run", "helpers", "handin")
+PARTS = ("files", "runtime", "cpu", "gpu", "checkpoints", "run", "helpers", "handin")
 
 
 @pytest.fixture
@@ -210,7 +210,7 @@ def test_what_does_not_fit_in_one_file_is_refused(module, line, told, copied):
     assert told in said and not (copied / "joined.py").exists()
 
 
-@pytest.mark.parametrize("lacking", [PARTS[:6], PARTS[1:2], PARTS[3:4], PARTS[4:5]])
+@pytest.mark.parametrize("lacking", [PARTS[:5], PARTS[2:3], PARTS[3:4]])
 def test_helpers_without_its_siblings_says_what_to_do(lacking, copied):
     for name in lacking:
         (copied / (name + ".py")).unlink()

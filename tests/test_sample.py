@@ -7,8 +7,6 @@ from pathlib import Path
 
 import pytest
 
-import ratings
-
 DATA = Path(__file__).resolve().parent.parent / "data"
 LONG = ["train", "dev", "test", "train_unlabeled"]
 SIZES = {"train": 1000, "dev": 500, "test": 500, "dev-b": 300, "test-b": 300,
@@ -136,14 +134,6 @@ def agreement(maker, plans, kind):
 def test_opinions_lean_to_the_label_and_expectations_against_it(maker, plans):
     assert 0.62 <= agreement(maker, plans, "opinion") <= 0.69
     assert 0.35 <= agreement(maker, plans, "expectation") <= 0.47
-
-
-def test_what_is_rated_is_rated_by_its_label(maker, parts):
-    label_of = dict(zip(*maker.make_part("train_unlabeled")[:2]))
-    texts, labels = ratings.rated(parts["train_unlabeled"])
-    assert [label_of[text[:-len("  .")]] for text in texts] == labels
-    assert 60 < labels.count("pos") < 90 and 60 < labels.count("neg") < 90
-    assert not any(ratings.rated(parts[name])[0] for name in SIZES if name != "train_unlabeled")
 
 
 def test_the_verdict_agrees_with_the_label_and_lies_in_the_last_40_words(maker, plans):

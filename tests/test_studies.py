@@ -142,8 +142,9 @@ def test_a_row_is_what_training_and_classifying_give(grid, tmp_path):
 
 OTHER = dict(seq_len=17, keep="tail", words=5, batch_size=4, accumulation=2, epochs=2, lr=2e-3,
              optimizer="adamw", weight_decay=0.1, warmup=0.2, decay="none", clip_norm=2.0,
-             pooling="mean", dropout=0.2, attention_dropout=0.2,
-             views=True, objective="ratings", whole_word=True, freeze=True, max_minutes=9.0, seed=9, data_seed=9, **({"precision": "bf16"} if TODAY else {}))
+             pooling="mean", dropout=0.2, attention_dropout=0.2, views=True, whole_word=True,
+             freeze=True, max_minutes=9.0, seed=9, data_seed=9,
+             **({"precision": "bf16"} if TODAY else {}))
 
 
 def test_a_key_depends_on_all_that_matters(grid, tiny_bert, tmp_path, monkeypatch):
