@@ -140,7 +140,8 @@ def plan_training(texts, labels, overrides, clock, limit_of_model=512):
     minutes = budget(clock, 2 * loading + 2 * chosen.seconds_per_step)
     reason = "as asked" if "seq_len" in overrides else f"the longest with time for {LEAST_PASSES}"
     say(f"grading: {min(n_passes, epochs):.1f} passes over {len(texts):,} reviews of "
-        f"{chosen.seq_len} tokens ({reason}) in {chosen.precision}, {minutes:.1f} minutes at "
+        f"{chosen.seq_len} tokens ({reason}) in "
+        f"{runtime.used_precision(chosen.precision, clock.device.type)}, {minutes:.1f} minutes at "
         f"most: {chosen.tokens_per_second:,.0f} tokens a second were measured")
     return dict(overrides, seq_len=chosen.seq_len, precision=chosen.precision, epochs=epochs,
                 max_minutes=minutes)

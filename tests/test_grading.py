@@ -75,6 +75,7 @@ def test_training_ends_in_time_with_its_decay_complete(machine, tiny_bert, passe
     assert minutes > 14 or params["config"].epochs == 3 == round(steps[-1]["epoch"])
     said = capsys.readouterr().out
     assert said.count("grading: ") == 1 and f"of {params['config'].seq_len} tokens" in said
+    assert " in fp32, " in said or " in bf16, " in said, "what is used, not auto"
     if passes > 10:
         assert params["config"].seq_len == 512
     if passes < 1:
