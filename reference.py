@@ -419,7 +419,7 @@ def shortened(text, limit):
 
 def briefly(answer):
     """Return an answer's first sentence without what README's table has no room for."""
-    line = re.sub(r" by Holm over \d+ comparisons", "", one_line(answer))
+    line = re.sub(r" by Holm over \d+ comparisons|, of k = [\d, ]+(?=:)", "", one_line(answer))
     return re.sub(r", averaged over [^:]*:", ", on average:", line)
 
 

@@ -380,6 +380,8 @@ def test_readmes_table_says_a_comparison_briefly():
             "+6.2; 3 seeds, 2,000 reviews): better (p = 0.028 by Holm over 3 comparisons). More.")
     assert reference.briefly(said) == (
         "Tail against head, on average: +3.9 points (+1.6 to +6.2): better (p = 0.028).")
+    assert reference.briefly("The smallest k, of k = 8, 16: head: 8; tail: none.") == (
+        "The smallest k: head: 8; tail: none.")
 
 
 def test_readme_names_what_there_is():
