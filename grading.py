@@ -63,8 +63,8 @@ class Clock:
 def plan_pretraining(texts, overrides, clock):
     """Return (texts, overrides) of a pretraining that ends within the clock's limit.
 
-    texts: as pretrain takes them; what reads their ratings is planned as a training. Too many to
-    be tokenized in TOKENIZING of the limit (with the Python tokenizer of 2019) are thinned evenly.
+    texts: as pretrain takes them. Too many to be tokenized in TOKENIZING of the limit (with the
+    Python tokenizer of 2019) are thinned evenly.
     """
     config = helpers.make_config(helpers.MLM_DEFAULTS, **overrides)
     texts = helpers.distinct_texts(texts)

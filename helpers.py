@@ -506,11 +506,6 @@ def tokenize(texts, tokenizer, chunk=500):
 CPU_TOKENS = 1024  # of a micro-batch, which one core of a CPU works on: small enough to share out
 
 
-def tokens_of_a_core(precision):
-    """Return the most tokens of a micro-batch on a CPU: of half the size, twice as many."""
-    return CPU_TOKENS * (1 if used_precision(precision, "cpu") == "fp32" else 2)
-
-
 @functools.lru_cache(maxsize=2)
 def order_of_epoch(n, data_seed, epoch):
     """Return the epoch's order of the numbers below n, a tensor; drawn once."""
@@ -551,16 +546,21 @@ def micro_limits(config, device):
     """Return max_count, max_tokens, launch and floor of a step's `micro_batches` on a device.
 
     A GPU gains from large micro-batches and takes all that fit: where memory runs out they are
-    halved; several share small ones evenly. A CPU does not: there every core works on one of
-    tokens_of_a_core, so the number of threads bounds the memory, and `accumulation`.
+    halved; several share small ones evenly. A CPU does not: there every core works on one by
+    `cpu_limits`, so the number of threads bounds the memory, and `accumulation`.
     """
     count = max(1, config.batch_size // max(config.accumulation, processes()[1]))
     if device.type == "cpu":
-        most = tokens_of_a_core(config.precision)
-        return count, min(count * config.seq_len, most), 48, 0
+        return cpu_limits(count, config)
     several = processes()[1] > 1
     count = math.ceil(config.batch_size / (4 * processes()[1] if several else 1))
     return count, count * config.seq_len, 0, micro_floor(device, config.precision)
+
+
+def cpu_limits(max_count, config):
+    """Return the limits of `micro_batches` on a CPU: in bf16 and fp16, of half the size, more."""
+    most = CPU_TOKENS * (1 if used_precision(config.precision, "cpu") == "fp32" else 2)
+    return max_count, min(max_count * config.seq_len, most), 48, 0
 
 
 def split_step(lengths, config, device):
@@ -1044,9 +1044,8 @@ def predict_logits(model, tokens, tokenizer, config, what=""):
     unpadded = isinstance(model, BertForSequenceClassification) and unpads(model, config.precision)
     # Processes deal the reviews out; the batches of each are as large as those of one alone.
     mine = deal(lengths, processes()[1])[processes()[0]]
-    limits = 64, min(64 * config.seq_len, tokens_of_a_core(config.precision)), 48
-    if device.type != "cpu":
-        limits = calm_limits(device, config.precision, unpadded)
+    limits = cpu_limits(64, config) if device.type == "cpu" else calm_limits(
+        device, config.precision, unpadded)
     logits = torch.zeros(len(tokens), model.config.num_labels)
     bar = progress_bar(sum(lengths[i] for i in mine), what, "token") if what else None
     training, started, done, told = model.training, time.time(), 0, not what
@@ -1235,7 +1234,7 @@ def accuracy(labels, predicted):
     return sum(str(a) == str(b) for a, b in zip(labels, predicted)) / len(labels)
 
 
-# ---- pretrain: masked LM ------------------------------------------------------------------------
+# ---- masked LM: pretrain ------------------------------------------------------------------------
 
 HELD_OUT = 200     # texts (a tenth of all at most) that the MLM loss is measured on
 MASKED_SHARE = 0.15  # of the tokens; 80/10/10 as in Devlin et al. 2019, 3.1
