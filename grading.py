@@ -233,6 +233,7 @@ def classify(data, params, clock, **overrides):
     ways = list(dict.fromkeys([way, *shorter]))
     logits, rate, done = torch.zeros(len(texts), len(LABELS)), None, 0
     size = max(1, len(texts) // SHARES)
+    first = max(1, size // 10)  # so small until the speed is known
     words = [len(data[part].texts[i].split()) for part, i in texts]
     bar = runtime.progress_bar(len(texts), "classifying", "review")
     while done < len(order) and clock.left() > 0:
@@ -245,11 +246,12 @@ def classify(data, params, clock, **overrides):
                 say(f"grading: {what} for the {len(rest):,} that are left to classify in "
                     f"{clock.left():.1f} minutes")
             way = fits
-        share = rest[:size if done else max(1, size // 10)]  # a small one first: how fast is it?
+        share = rest[:first if rate is None else size]
         chosen = [data[texts[i][0]].texts[texts[i][1]] for i in share]
         logits[share], seconds = clock.timed(helpers.classifier_logits, chosen, params, what="",
                                              **dict(overrides, seq_len=way[0], views=way[1]))
-        rate = seconds / cost([words[i] for i in share], *way)
+        if done or seconds > LONG * clock.limit * 60:  # the first call of anything is slower
+            rate = seconds / cost([words[i] for i in share], *way)
         done += len(share)
         bar.update(len(share))
     bar.close()

@@ -158,12 +158,20 @@ def test_a_machine_that_slows_down_reads_fewer_tokens_of_what_is_left(machine, p
     assert "tokens of a review, not 128, for the" in said and "time was up" not in said
 
 
+def test_the_first_share_which_is_slower_as_any_first_call_chooses_nothing(machine, params, data,
+                                                                           capsys):
+    per_token = 35 * 60 * 3 / tokens_to_read(data, 128)  # 35 minutes at the first share's speed
+    machine(lambda n: 1e-6 if n else per_token)
+    labels_within_the_limit(data, params)
+    assert "grading" not in capsys.readouterr().out
+
+
 def test_views_are_given_up_before_tokens(machine, params, data, capsys):
     once = tokens_to_read(data, 32) / 3
     machine(lambda n: 20 * 60 / once)  # 20 minutes for one reading of each review
     logits = grading.classify(data, params, Clock("cpu"), seq_len=32, views=True)
     said = capsys.readouterr().out
-    assert "one reading of what is cut for the 209" in said and "time was up" not in said
+    assert "one reading of what is cut for the 208" in said and "time was up" not in said
     assert "tokens of a review" not in said
     assert {part: len(one) for part, one in logits.items()} == {"dev": 150, "dev-b": 60}
     machine(lambda n: 1e-6)
