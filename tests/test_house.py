@@ -28,7 +28,7 @@ SLOW = {"matplotlib", "scipy", "sklearn", "IPython", "ipywidgets", "pygments"}
 ALLOWED = {"files": ({"numpy", "tqdm"}, set()), "runtime": (CORE, set()),
            "cpu": (CORE - {"tqdm"}, set()), "gpu": ({"torch", "transformers"}, set()), "run": (set(), set()),
            "checkpoints": ({"torch", "transformers"}, set()),
-           "helpers": (CORE, {"sklearn", "pandas"}), "effects": (PINNED, {"scipy"}),
+           "helpers": (CORE, {"sklearn"}), "effects": (PINNED, {"scipy"}),
            "studies": (PINNED, SLOW | {"distributed"}), "figures": (PINNED, SLOW),
            "evaluate": (CORE, set()), "grading": (CORE, set()),
            "analysis": ({"numpy"}, {"scipy"}), "handin": (set(), set()), "assignment": (set(), set()),
