@@ -54,20 +54,27 @@ def count_tokens(counts, training):
     forward, lock = BertModel.forward, threading.Lock()
 
     def counting(self, input_ids=None, attention_mask=None, **kwargs):
-        rows, longest = input_ids.shape
-        lengths = ([longest] * rows if attention_mask is None else
-                   attention_mask.sum(1).tolist())
+        lengths = lengths_of(input_ids, attention_mask, kwargs.get("attend"))
         with lock:  # micro-batches run side by side
             if self.training == training:  # what masked LM holds out is measured, not trained on
-                add_batch(counts, lengths, longest)
+                add_batch(counts, lengths, input_ids.numel())
         return forward(self, input_ids=input_ids, attention_mask=attention_mask, **kwargs)
 
     BertModel.forward = counting
 
 
-def add_batch(counts, lengths, longest):
-    """Add a batch of reviews of these lengths, padded to the longest, to the counts."""
-    counts["padded"] += longest * len(lengths)
+def lengths_of(input_ids, attention_mask=None, attend=None):
+    """Return the number of tokens of each review of a pass, padding not counted."""
+    if attend is not None:  # without padding: one row, of which the reviews' boundaries are known
+        return attend.keywords["starts"].diff().tolist()
+    if attention_mask is None:
+        return [input_ids.shape[1]] * len(input_ids)
+    return attention_mask.flatten(1).sum(1).tolist()  # (reviews, 1, 1, tokens) on a GPU
+
+
+def add_batch(counts, lengths, padded):
+    """Add a batch of reviews of these lengths, of `padded` tokens in all, to the counts."""
+    counts["padded"] += padded
     counts["real"] += sum(lengths)
     counts["squares"] += sum(n * n for n in lengths)
 

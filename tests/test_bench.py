@@ -1,12 +1,15 @@
 """The benchmark: every comparison runs, counts the same work, and its arithmetic is right."""
 import importlib.util
 import json
+from unittest import mock
 
 import pytest
 import torch
 from tools import ROOT, TODAY, load_module
 
 import cpu
+import gpu
+import helpers
 
 pytestmark = pytest.mark.skipif(not TODAY, reason="today's Trainer is what it compares with")
 
@@ -217,5 +220,20 @@ def test_the_encoders_products_are_counted_attentions_too(bench, tiny_bert):
     assert bench.flop_of(tiny_bert, "classify", 12, 54) == 2 * (dense + attention)
     assert bench.flop_of(tiny_bert, "train", 12, 54) == 6 * (dense + attention)
     counts = {"real": 0, "padded": 0, "squares": 0}
-    bench.add_batch(counts, [5, 5, 2], 5)
+    bench.add_batch(counts, [5, 5, 2], 15)
     assert counts == {"real": 12, "padded": 15, "squares": 54}
+
+
+def test_tokens_are_counted_as_a_gpu_gets_them_too(bench, monkeypatch):
+    """Padded, with a mask of four dimensions; as one row, with boundaries; whole, without a mask."""
+    batch = helpers.pad([[7] * 5, [7] * 2, [7] * 5], 0)
+    assert bench.lengths_of(batch["input_ids"], batch["attention_mask"]) == [5, 2, 5]
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda self: self)
+    ready = gpu.pinned(batch)
+    assert bench.lengths_of(ready["input_ids"], ready["attention_mask"]) == [5, 2, 5]
+    seen = []
+    row = gpu.unpad(batch)
+    gpu.hidden_states(mock.Mock(bert=lambda ids, **rest: seen.append((ids, rest)) or [None]), row)
+    ids, rest = seen[0]
+    assert ids.shape == (1, 12) and bench.lengths_of(ids, attend=rest["attend"]) == [5, 2, 5]
+    assert bench.lengths_of(batch["input_ids"]) == [5, 5, 5]
