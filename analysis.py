@@ -347,7 +347,7 @@ def page_of(record, parts, params, errors, out):
     minutes = listed(f"{phase} {value:.1f}" for phase, value in sorted(record["minutes"].items()))
     config = helpers.make_config()
     set_to = listed(f"{key}={value}" for key, value in sorted(record["settings"].items())
-                    if value != getattr(config, key))
+                    if value != getattr(config, key, value))  # an older record has more
     lines = ["# Where the recipe is right and where not", "",
              f"Written by `analysis.py`. The model: {record['model'] or record['load']}, "
              f"{record['seen']}; other than by default: {set_to or 'nothing'}. Minutes: {minutes} "

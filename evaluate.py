@@ -36,7 +36,7 @@ import time
 def stopped(number):
     """Say in one line how to go on after a signal; return the exit code."""
     again = ("begins anew: --grading measures its budgets" if "--grading" in sys.argv else
-             "resumes from the last checkpoint")
+             "begins anew" if "--load" in sys.argv else "resumes from the last checkpoint")
     print(f"evaluate.py: interrupted; the same command {again}", file=sys.stderr, flush=True)
     return 128 + number
 

@@ -68,7 +68,10 @@ def plan_pretraining(texts, overrides, clock):
     """
     config = helpers.make_config(helpers.MLM_DEFAULTS, **overrides)
     texts = helpers.distinct_texts(texts)
-    (model, tokenizer), loading = clock.timed(helpers.load_bert, config.model, "mlm")
+    (model, tokenizer), loading = clock.timed(
+        helpers.load_bert, config.model, "mlm", config.dropout, config.attention_dropout)
+    if config.freeze:
+        helpers.freeze_encoder(model)
     model.to(clock.device)
     first = texts[::math.ceil(len(texts) / 200)]
     _, seconds = clock.timed(list, helpers.tokenize(first, tokenizer))
@@ -138,7 +141,10 @@ def plan_training(texts, labels, overrides, clock, limit_of_model=512):
     n_passes = passes(chosen, clock, loading)
     epochs = overrides.get("epochs", max(1, min(MOST_PASSES, math.ceil(n_passes))))
     minutes = budget(clock, 2 * loading + 2 * chosen.seconds_per_step)
-    reason = "as asked" if "seq_len" in overrides else f"the longest with time for {LEAST_PASSES}"
+    reason = ("as asked" if "seq_len" in overrides else
+              f"the longest with time for {LEAST_PASSES}" if chosen is not fastest or
+              n_passes >= LEAST_PASSES else
+              f"the shortest: there is no time for {LEAST_PASSES}")
     say(f"grading: {min(n_passes, epochs):.1f} passes over {len(texts):,} reviews of "
         f"{chosen.seq_len} tokens ({reason}) in "
         f"{runtime.used_precision(chosen.precision, clock.device.type)}, {minutes:.1f} minutes at "
@@ -241,8 +247,9 @@ def classify(data, params, clock, **overrides):
         if rate is not None:
             fits = longest(ways, rate, [words[i] for i in rest], clock)
             if fits != way:
+                readings = len(TRUNCATIONS) if fits[1] else 1
                 what = (f"{fits[0]} tokens of a review, not {way[0]}," if fits[0] != way[0] else
-                        f"{'three readings' if fits[1] else 'one reading'} of what is cut")
+                        f"{readings} of {len(TRUNCATIONS)} readings of what is cut")
                 say(f"grading: {what} for the {len(rest):,} that are left to classify in "
                     f"{clock.left():.1f} minutes")
             way = fits

@@ -68,7 +68,9 @@ from runtime import (
 
 LABEL_IDS = {"neg": 0, "pos": 1}
 IGNORE = -100  # the label id of a position that no loss is taken at
-RESULTS_VERSION = 6  # raise it when the same run gives other numbers (tests/reference_trials.json)
+# Raise it when the same run in fp32 gives other numbers (tests/reference_trials.json). In 16 bits
+# runs differ between machines, and with what a micro-batch holds, as two seeds do.
+RESULTS_VERSION = 6
 
 
 # ---- hyperparameters ----------------------------------------------------------------------------
@@ -156,7 +158,11 @@ def make_config(defaults=None, **overrides):
         rule, holds = rule_of(key)
         if not holds(value):
             raise InputError(f"{key}={value!r}: must be {rule}")
-    return dataclasses.replace(config, **overrides)
+    config = dataclasses.replace(config, **overrides)
+    if config.views and config.words:
+        raise InputError(f"views=True with words={config.words}: views read what seq_len cuts; "
+                         f"leave out one of the two")
+    return config
 
 
 def meanings():
@@ -503,7 +509,7 @@ def tokenize(texts, tokenizer, chunk=500):
 
 # ---- batches ------------------------------------------------------------------------------------
 
-CPU_TOKENS = 1024  # of a micro-batch, which one core of a CPU works on: small enough to share out
+CPU_TOKENS = 1024  # of a micro-batch in fp32, which one core of a CPU works on (see cpu_limits)
 
 
 @functools.lru_cache(maxsize=2)
@@ -1165,7 +1171,8 @@ def classifier_logits(texts, params, what="classifying", **overrides):
     if config.views and cut:
         some = tokens.take(cut)
         logits[cut] = torch.stack([logits[cut], *(predict_logits(
-            model, some, tokenizer, dataclasses.replace(config, keep=keep))
+            model, some, tokenizer, dataclasses.replace(config, keep=keep),
+            what and f"{what} what was cut, by {keep}:")
             for keep in TRUNCATIONS if keep != config.keep)]).mean(0)
     return logits
 
@@ -1212,6 +1219,10 @@ def load_classifier(folder):
     if note["labels"] != LABELS:
         raise InputError(f"{folder}: its labels are {', '.join(note['labels'])}, not "
                          f"{', '.join(LABELS)}")
+    unknown = set(note["config"]) - set(vars(Config()))
+    if unknown:
+        raise InputError(f"{folder}: saved by a version of helpers.py that has other settings "
+                         f"({', '.join(sorted(unknown))}); train and save the classifier again")
     kept = dict(note["config"], model=place)
     if not rule_of("precision")[1](kept.get("precision", "auto")):  # a half, on the pinned stack
         kept["precision"] = "auto"
@@ -1339,8 +1350,10 @@ def pretrain(texts, parts=(), log_dir="", **overrides):
     (4, 1)
     """
     config = make_config(MLM_DEFAULTS, **overrides)
-    if config.pooling != Config.pooling:
-        raise InputError(f"pooling={config.pooling!r}: for train only, masked LM reads all")
+    for key, what in (("pooling", "train"), ("views", "classifying")):
+        if getattr(config, key) != getattr(Config, key):
+            raise InputError(f"{key}={getattr(config, key)!r}: for {what} only, masked LM reads "
+                             f"all")
     texts, parts = distinct_texts(texts), check_many(parts, "parts")
     if len(texts) < 2:
         raise InputError(f"{len(texts)} different non-blank texts; pretrain needs 2 or more")

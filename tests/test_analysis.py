@@ -8,14 +8,13 @@ import pytest
 from tools import WORDS, options, run, write_filimdb
 
 import analysis
-import effects
 import files
 import helpers
 from analysis import Reviews, calibration_error, draw_errors, expected_accuracy, share
 from files import InputError
 
 RECORD = {"model": "bert", "load": None, "seen": "no pretraining", "device": "cpu", "cores": 2,
-          "minutes": {"training": 1.5}, "settings": {"lr": 0.5, "epochs": 3}}
+          "minutes": {"training": 1.5}, "settings": {"lr": 0.5, "epochs": 3, "an_older_option": 0.0}}
 
 
 def part_of(truth, said, chance=None, name="dev", texts=None):
@@ -279,6 +278,5 @@ def test_the_predictions_of_a_run_are_analysed(tiny_bert, tmp_path, monkeypatch)
     assert code == 0 and page.count("Dev reviews cut to the") == 2 and "![" in page
     parts = analysis.read_parts(str(data), out, scores)
     assert analysis.percent(*analysis.accuracy(parts["dev"])) in page
-    low, high = effects.accuracy_interval(["01" * 6])[1:]
-    assert low < high and files.read_json(record, {})["parts"]["dev"]["accuracy"] == (
+    assert files.read_json(record, {})["parts"]["dev"]["accuracy"] == (
         parts["dev"].said == parts["dev"].truth).mean()

@@ -63,6 +63,11 @@ def test_a_changed_type_is_named(key, value):
     assert f"{key}={value!r}" in text and kind in text and type(value).__name__ in text
 
 
+def test_views_do_not_go_with_words():
+    assert "views=True with words=5: views read what seq_len cuts" in message(views=True, words=5)
+    assert make_config({"words": 5}).words == 5 and make_config(views=True).views
+
+
 def test_every_field_is_checked():
     assert {key for key, _ in BAD} | {"views", "whole_word", "freeze", "device"} == set(vars(Config()))
 

@@ -479,6 +479,8 @@ def test_settings_of_the_other_phase_are_refused(cache, tiny_bert):
         helpers.train(["good", "bad"], ["pos", "neg"], model=tiny_bert, whole_word=True)
     with pytest.raises(InputError, match="pooling='mean': for train only"):
         pretrain(TEXTS, model=tiny_bert, pooling="mean")
+    with pytest.raises(InputError, match="views=True: for classifying only"):
+        pretrain(TEXTS, model=tiny_bert, views=True)
 
 
 def test_a_classifier_cannot_freeze(cache, tiny_bert):

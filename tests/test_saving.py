@@ -219,6 +219,13 @@ def test_a_damaged_classifier_is_refused_in_one_line(name, folder, params):
             save_classifier(folder, params)
 
 
+def test_a_classifier_of_other_settings_is_refused_by_name(folder, params, monkeypatch):
+    monkeypatch.setattr(helpers, "settings", lambda config: {"depth": 3, "seq_len": 12})
+    save_classifier(folder + "2", params)
+    with pytest.raises(InputError, match=r"2: saved by a version .* \(depth\); train and save"):
+        load_classifier(folder + "2")
+
+
 def test_a_pretraining_is_no_classifier(tiny_bert):
     note = helpers.pretrain(TEXTS, model=tiny_bert, seq_len=12, epochs=1)
     with pytest.raises(InputError, match="not written by save_classifier"):
