@@ -327,10 +327,10 @@ def recipe_text(recipe, pages, trials, run):
     """Return the page's text on the recipe: its command, accuracies, how it was chosen."""
     stack = " ".join(f"{name} {version}" for name, version in sorted(recipe["versions"].items()))
     minutes = listed(f"{phase} {value:.1f}" for phase, value in sorted(recipe["minutes"].items()))
-    by_clock = ("; tokens, number format and passes by the clock" if "--grading"
+    by_clock = (" (tokens, number format and passes: by the clock)" if "--grading"
                 in recipe["arguments"] else "")
-    lines = ["", "## The recipe", "", f"Chosen on dev by the trials below{by_clock}: one model, "
-             f"trained on the whole train part; {recipe['seen']}. Minutes: {minutes} "
+    lines = ["", "## The recipe", "", "One model, trained on the whole train part, its settings "
+             f"chosen on dev by the trials below{by_clock}; {recipe['seen']}. Minutes: {minutes} "
              f"({recipe['device']}, {recipe['cores']} cores; {stack}). Predictions of all parts: "
              "[preds.tsv.gz](preds.tsv.gz). [Where it is right and where "
              "not](analysis/README.md). Again: `make recipe`.", "", "```",
@@ -491,14 +491,17 @@ def page_of(pages, run, recipe, trials):
     """Return results/reference/README.md: the run, every answer, the recipe, published figures."""
     parameters = run["parameters"]
     missing = listed(name[:2] for name in notebooks() if name not in pages)
+    own = "; ".join(f"notebook {name[:2]}: {values['seeds']}" for name, values
+                    in parameters.items() if isinstance(values, dict) and "seeds" in values)
     lines = ["# The reference run", "",
              "Written by `reference.py` from the files beside it. " + what_it_can_show(run), "",
              f"Profile {parameters['profile']}: {parameters['n_train']} training reviews "
              f"(notebook 05: {listed(parameters['sizes'])}), {parameters['n_dev']} dev reviews, "
              f"{parameters['seq_len']} tokens, {parameters['epochs']} epochs, seeds "
-             f"{parameters['seeds']}; {run['cores']} cores. Thinned, against profile full: "
-             f"{thinned(parameters) or 'nothing'}." + f" Not run yet: notebooks {missing}."
-             * bool(missing) + " Again: `make reference`. `trials.zip` holds the trials, "
+             f"{parameters['seeds']}{f' ({own})' * bool(own)}; {run['cores']} cores. Thinned, "
+             f"against profile full: {thinned(parameters) or 'nothing'}."
+             + f" Not run yet: notebooks {missing}." * bool(missing) +
+             " Again: `make reference`. `trials.zip` holds the trials, "
              "`report.zip` the pages as last packed.", "", f"## All answers: {counted(pages)}"]
     for name, page in pages.items():
         lines += ["", f"### [{name}](../../notebooks/{name}.ipynb)", "",

@@ -39,7 +39,7 @@ def finished(tmp_path, monkeypatch):
     monkeypatch.setattr(reference, "HERE", str(root))
     monkeypatch.setattr(reference, "REFERENCE", str(root / "results"))
     told = {"profile": "mine", "model": "bert", "n_train": 7, "n_dev": 5, "seq_len": 9, "epochs": 2,
-            "lr": 0.1, "seeds": [0], "sizes": [3]}
+            "lr": 0.1, "seeds": [0], "sizes": [3], "02_two": {"seeds": [0, 4]}}
     files.save_json(str(root / "profiles" / "mine.yml"), told)
     files.save_json(str(root / "profiles" / "full.yml"), {
         "profile": "full", "n_train": 0, "seeds": [0, 1, 2], "sizes": [3], "ks": [8, 16]})
@@ -80,6 +80,7 @@ def test_a_run_is_kept(finished):
     page = (root / "results" / "README.md").read_text(encoding="utf-8")
     assert "| Q1. What of 02_two? | 80.0 ± 1.0 % \\| n. More. | contradicted | 4a |" in page
     assert "| Q2. Else? | 81.5 % (1 seed) |  |  |" in page
+    assert "seeds [0] (notebook 02: [0, 4]); " in page
     assert "Thinned, against profile full: seeds 1 of 3." in page  # sizes are all, ks not its own
     assert "## Beside published figures" in page and "## The recipe" not in page
     assert (root / "figures" / "f.png").read_bytes() == b"\x89PNG"
