@@ -1172,7 +1172,7 @@ def classifier_logits(texts, params, what="classifying", **overrides):
         some = tokens.take(cut)
         logits[cut] = torch.stack([logits[cut], *(predict_logits(
             model, some, tokenizer, dataclasses.replace(config, keep=keep),
-            what and f"{what} what was cut, by {keep}:")
+            what and f"{what} again by {keep}")
             for keep in TRUNCATIONS if keep != config.keep)]).mean(0)
     return logits
 

@@ -64,6 +64,16 @@ def test_three_views_of_what_is_cut_one_by_one(params, texts, seq_len, keep):
     assert torch.allclose(got, torch.stack(by_keep).mean(0), atol=1e-5)
 
 
+def test_each_reading_says_its_own_progress(params, reviews, monkeypatch):
+    names, original = [], helpers.progress_bar
+    monkeypatch.setattr(helpers, "progress_bar", lambda total, what, unit: names.append(
+        f"{what}: {unit}") or original(total, what, unit))
+    helpers.classifier_logits(reviews[0], params, seq_len=5, views=True)
+    assert [name for name in names if "classifying" in name] == [
+        "classifying: token", *(f"classifying again by {keep}: token" for keep in helpers.TRUNCATIONS
+                                if keep != params["config"].keep)]
+
+
 def test_mean_pooling_one_by_one(tiny_bert, reviews):
     """Mean of the last hidden states, [CLS] and [SEP] too, then the classifier: no pooler."""
     model, tokenizer = load_bert(tiny_bert, pooling="mean", seed=4)
