@@ -165,6 +165,12 @@ def make_config(defaults=None, **overrides):
     return config
 
 
+def refuse_setting(config, key, phase):
+    """Refuse a hyperparameter that another phase alone reads, unless it has its default."""
+    if getattr(config, key) != getattr(Config, key):
+        raise InputError(f"{key}={getattr(config, key)!r}: for {phase}")
+
+
 def meanings():
     """Return {key of Config: its meaning}: the comments beside the fields, as they stand there."""
     lines = inspect.getsource(Config).splitlines()
@@ -996,11 +1002,9 @@ def train(texts, labels, pretrain_params=None, dev=None, n_eval=500, log_dir="",
     (20, ['pos', 'neg'])
     """
     config = make_config(**overrides)
-    if config.freeze:
-        raise InputError("freeze=True: for pretrain only; a classifier on a fixed BERT is "
-                         "frozen_regression on frozen_features")
-    if config.whole_word:
-        raise InputError("whole_word=True: for pretrain only")
+    refuse_setting(config, "freeze", "pretrain only; a classifier on a fixed BERT is "
+                                     "frozen_regression on frozen_features")
+    refuse_setting(config, "whole_word", "pretrain only")
     if pretrain_params is not None:
         config = dataclasses.replace(config, model=pretrained_folder(pretrain_params))
         say(f"training starts from {describe(pretrain_params)}")
@@ -1350,10 +1354,8 @@ def pretrain(texts, parts=(), log_dir="", **overrides):
     (4, 1)
     """
     config = make_config(MLM_DEFAULTS, **overrides)
-    for key, what in (("pooling", "train"), ("views", "classifying")):
-        if getattr(config, key) != getattr(Config, key):
-            raise InputError(f"{key}={getattr(config, key)!r}: for {what} only, masked LM reads "
-                             f"all")
+    refuse_setting(config, "pooling", "train only, masked LM reads all")
+    refuse_setting(config, "views", "classifying only, masked LM reads all")
     texts, parts = distinct_texts(texts), check_many(parts, "parts")
     if len(texts) < 2:
         raise InputError(f"{len(texts)} different non-blank texts; pretrain needs 2 or more")
