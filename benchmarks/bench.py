@@ -196,7 +196,7 @@ def classify_onnx(texts, labels, model, folder, graph, count=8):
         for row, i in enumerate(some):
             ids[row, :lengths[row]], mask[row, :lengths[row]] = rows[i], 1
         logits[some] = session.run(["logits"], {"input_ids": ids, "attention_mask": mask})[0]
-        add_batch(counts, lengths, max(lengths))
+        add_batch(counts, lengths, ids.size)
     return counts
 
 
