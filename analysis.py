@@ -26,10 +26,11 @@ import figures
 import helpers
 from files import InputError, nearest, open_atomically
 from helpers import LABELS
-from reference import REFERENCE, listed, percent, read_column, read_json, table_row
+from reference import REFERENCE, listed, percent, read_column, read_json, table_row, trained_for
 
 PAGE = os.path.join(REFERENCE, "analysis")
 ERRORS = os.path.join(REFERENCE, "errors.tsv")
+MAIN = "keep", "seq_len", "lr"  # settings that are named even where they have their defaults
 DRAWN = 100    # errors of dev to be read
 BINS = 10      # of probabilities, equally wide
 DRAWS = 10000  # of a simulation
@@ -117,8 +118,13 @@ def calibration_error(chance, truth):
     return 100 * float(np.abs(np.bincount(bins_of(chance), chance - truth)).sum()) / len(truth)
 
 
+def confidence(chance):
+    """Return the mean probability of the label that is predicted."""
+    return float(np.maximum(chance, 1 - chance).mean())
+
+
 def error_by_chance(chance):
-    """Return the calibration error that true probabilities exceed in 5 % of samples."""
+    """Return the calibration error that perfect probabilities exceed in 5 % of samples."""
     random = np.random.RandomState(0)
     return float(np.percentile([calibration_error(chance, random.rand(len(chance)) < chance)
                                 for _ in range(DRAWS // 20)], 95))
@@ -143,7 +149,7 @@ def words_of(texts):
 def by_length(lengths, right, n_bins):
     """Return a dict a bin of about as many reviews: words from, to, median; accuracy in %, n."""
     rows = []
-    for some in np.array_split(np.argsort(lengths, kind="stable"), n_bins):
+    for some in np.array_split(np.argsort(lengths, kind="stable"), min(n_bins, len(lengths))):
         value, low, high = share(int(right[some].sum()), len(some))
         rows.append({"from": int(lengths[some].min()), "to": int(lengths[some].max()),
                      "words": float(np.median(lengths[some])), "accuracy": value, "low": low,
@@ -153,7 +159,7 @@ def by_length(lengths, right, n_bins):
 
 def cut_to(texts, lengths, keep):
     """Return texts, each cut to a number of words that is drawn from `lengths`."""
-    drawn = np.random.RandomState(0).choice(lengths, len(texts))
+    drawn = np.random.RandomState(0).choice(np.maximum(lengths, 1), len(texts))  # 0 is all
     return [helpers.truncate_words(text, int(k), keep) for text, k in zip(texts, drawn)]
 
 
@@ -177,8 +183,8 @@ def expected_accuracy(labelled, other):
     """Return (median, low, high) in % of the accuracy on reviews without labels.
 
     If the model errs on each class as often as on the labelled part: the share of pos follows
-    from how many are called so (Rogan & Gladen 1978), the accuracy from both. The interval, of 95
-    %, holds the chance in all three counts (Jeffreys' prior) and in the other part's own reviews.
+    from how many are predicted so (Rogan & Gladen 1978), the accuracy from both. The 95 % interval
+    holds the chance in all three counts (Jeffreys' prior) and in the other part's own reviews.
     """
     random, n = np.random.RandomState(0), len(other.ids)
 
@@ -196,12 +202,12 @@ def expected_accuracy(labelled, other):
 def confusion_text(parts):
     """Return the table of labels given, and of how many of them are right."""
     lines = ["## Right and wrong", "",
-             "| part | label | called neg | called pos | of them right |", "|---|---|---|---|---|"]
+             "| part | label | predicted neg | predicted pos | recall |", "|---|---|---|---|---|"]
     for name, part in parts.items():
         for i, label in enumerate(LABELS):
-            called = np.bincount(part.said[part.truth == i], minlength=2)
-            lines.append(table_row(name, label, f"{called[0]:,}", f"{called[1]:,}", percent(
-                *share(int(called[i]), int(called.sum()))) if called.sum() else "none there"))
+            said = np.bincount(part.said[part.truth == i], minlength=2)
+            lines.append(table_row(name, label, f"{said[0]:,}", f"{said[1]:,}", percent(
+                *share(int(said[i]), int(said.sum()))) if said.sum() else "none there"))
         lines.append(table_row(name, "both", "", "", f"**{percent(*accuracy(part))}**"))
     return lines
 
@@ -212,7 +218,7 @@ def calibration_text(parts, out):
     if any(np.isnan(part.chance).any() for part in parts.values()):
         return [*lines, "Not measured: no probabilities were given (--scores)."]
     figure, [axes, counts] = figures.new_figure(2)
-    axes.plot([0, 100], [0, 100], "--", color=figures.GREY, label="true probabilities")
+    axes.plot([0, 100], [0, 100], "--", color=figures.GREY, label="perfect")
     said, data = [], []
     for (name, part), colour, mark in zip(parts.items(), figures.COLOURS, "os^v"):
         rows = reliability(part.chance, part.truth)
@@ -220,15 +226,19 @@ def calibration_text(parts, out):
         draw_interval(axes, [row["probability"] for row in rows], rows, "pos", colour, name, mark)
         counts.plot([row["probability"] for row in rows],
                     [100 * row["n"] / len(part.ids) for row in rows], mark + "-", color=colour)
-        said.append(f"{name} {calibration_error(part.chance, part.truth):.1f} points (true "
-                    f"probabilities: below {error_by_chance(part.chance):.1f} in 95 % of samples)")
+        error, by_chance = calibration_error(part.chance, part.truth), error_by_chance(part.chance)
+        sure, right = 100 * confidence(part.chance), accuracy(part)[0]
+        verdict = ("as far as can be seen" if error <= by_chance else
+                   "no, too sure" if sure > right else "no, too unsure")
+        said.append(f"On {name} {verdict}: the labels predicted have {sure:.1f} % on average, "
+                    f"{right:.1f} % of them are right; expected calibration error {error:.1f} "
+                    f"points (by chance alone up to {by_chance:.1f}, in 95 % of samples).")
     axes.set(xlabel="probability of pos, %", ylabel="reviews that are pos, %")
-    counts.set(xlabel="probability of pos, %", ylabel="reviews with it, %")
+    counts.set(xlabel="probability of pos, %", ylabel="share of reviews, %")
     axes.legend(loc="upper left")
-    finding = f"Expected calibration error: {'; '.join(said)}."
-    return lines + picture(figure, "calibration", finding, out, data, (
+    return lines + picture(figure, "calibration", " ".join(said), out, data, (
         f"Share of positive reviews by the probability given, in {BINS} bins with 95 % intervals, "
-        f"beside the diagonal of true probabilities; at the right how many reviews get which."))
+        f"beside the diagonal of perfect calibration; at the right how many reviews get which."))
 
 
 def length_text(parts, params, out):
@@ -239,17 +249,17 @@ def length_text(parts, params, out):
     said = []
     if params and {"dev", "dev-b"} <= set(parts):
         whole, short = (accuracy(parts[name])[0] for name in ("dev", "dev-b"))
-        said.append(f"dev {whole:.1f} %, dev-b {short:.1f} %: {whole - short:.1f} points apart. A "
-                    f"piece of a long review may lack the verdict that a short review holds.")
+        said.append(f"dev {whole:.1f} %, dev-b {short:.1f} %: {whole - short:.1f} points apart.")
         for keep in ("head", "tail"):
             texts, name = cut_to(parts["dev"].texts, lengths["dev-b"], keep), f"{keep} of dev"
             right[name] = np.array([LABELS.index(label) for label in helpers.classify(
                 texts, params)]) == parts["dev"].truth
             lengths[name] = words_of(texts)
             said.append(f"dev reviews cut to the {keep} of as many words as a dev-b review has: "
-                        f"{100 * right[name].mean():.1f} %. Their length alone takes "
-                        f"{in_points(difference(right['dev'], right[name], True))}; a dev-b "
-                        f"review, as long, is read right more often by "
+                        f"{100 * right[name].mean():.1f} %. Cutting takes "
+                        f"{in_points(difference(right['dev'], right[name], True))}, of which the "
+                        f"verdict that stood elsewhere is a part; a dev-b review, as long but "
+                        f"whole, is right more often by "
                         f"{in_points(difference(right['dev-b'], right[name], False))}.")
     for (name, hits), colour, mark in zip(right.items(), figures.COLOURS, "os^vDP"):
         rows = by_length(lengths[name], hits, 8 if name == "dev" else 4)
@@ -260,14 +270,14 @@ def length_text(parts, params, out):
                             < 2 * max(row["words"] for row in data)])
     axes.set(xlabel="words of a review", ylabel="accuracy, %")
     axes.legend(loc="best")
-    worst = min(data, key=lambda row: row["accuracy"])
-    finding = (f"Lowest accuracy: {worst['part']} reviews of {worst['from']} to {worst['to']} "
-               f"words, {percent(worst['accuracy'], worst['low'], worst['high'])}.")
+    found = {name: [row["accuracy"] for row in data if row["part"] == name] for name in right}
+    finding = "From bin to bin: " + "; ".join(
+        f"{name} {min(found[name]):.1f} to {max(found[name]):.1f} %" for name in right) + "."
     drawn = picture(figure, "accuracy_by_length", finding, out, data, (
         f"Accuracy by number of words with 95 % intervals, in bins of as many reviews: "
         f"{listed(right)}."))
-    lacking = [] if said else ["", "How much of it length alone explains was not measured: that "
-                               "takes the classifier (--load) on dev and dev-b."]
+    lacking = [] if said else ["", "What cutting dev reviews to the lengths of dev-b does was not "
+                               "measured: that takes the classifier (--load)."]
     return ["", "## Accuracy by length", "", *drawn, *(
         line for one in said for line in ("", one[:1].upper() + one[1:])), *lacking]
 
@@ -278,14 +288,15 @@ def errors_text(dev, path, out):
     kinds, lines = read_kinds(path, ids), ["", "## Errors on dev, by kind", ""]
     unread = [i for i in ids if i not in kinds]
     lines += [f"{len(ids)} of {int((dev.said != dev.truth).sum()):,} errors were drawn by a fixed "
-              f"seed; {len(kinds)} of them are read (errors.tsv)."]
+              f"seed; one reader has labelled {len(kinds)} of them (errors.tsv); how far a second "
+              f"one agreed: [EXPERIMENTS.md](../../../EXPERIMENTS.md)."]
     if kinds:
         rows, truth = [], dict(zip(dev.ids, dev.truth))
         for kind, count in Counter(kinds.values()).most_common():
             value, low, high = share(count, len(kinds))
-            called_pos = sum(kinds[i] == kind and truth[i] == 0 for i in kinds)
+            false_pos = sum(kinds[i] == kind and truth[i] == 0 for i in kinds)
             rows.append({"kind": kind, "n": count, "share": value, "low": low, "high": high,
-                         "neg called pos": called_pos, "pos called neg": count - called_pos})
+                         "false pos": false_pos, "false neg": count - false_pos})
         figure, [axes] = figures.new_figure(height=0.8 + 0.4 * len(rows))
         heights = range(len(rows))[::-1]
         axes.barh(heights, [row["share"] for row in rows], color=figures.COLOURS[0], xerr=[
@@ -294,10 +305,10 @@ def errors_text(dev, path, out):
         axes.set_yticks(heights)
         axes.set_yticklabels([row["kind"] for row in rows])
         axes.set(xlabel="of the errors that were read, %")
-        lines += ["", "| kind | what it means | neg called pos | pos called neg | of those "
-                  "read |", "|---|---|---|---|---|"]
-        lines += [table_row(row["kind"], KINDS[row["kind"]], row["neg called pos"],
-                            row["pos called neg"], percent(row["share"], row["low"], row["high"]))
+        lines += ["", "| kind | what it means | false pos | false neg | of those read |",
+                  "|---|---|---|---|---|"]
+        lines += [table_row(row["kind"], KINDS[row["kind"]], row["false pos"],
+                            row["false neg"], percent(row["share"], row["low"], row["high"]))
                   for row in rows] + [""]
         top = rows[0]
         lines += picture(figure, "errors_by_kind", (
@@ -308,11 +319,11 @@ def errors_text(dev, path, out):
 
 
 def unlabelled_text(parts):
-    """Return the table of parts without labels: how many are called pos, what to expect."""
+    """Return the table of parts without labels: how many are predicted pos, what to expect."""
     lines = ["", "## What is to be expected without labels", "",
              "If each class is mistaken as often as in the part named (Rogan & Gladen 1978); the "
              "interval, of 95 %, also holds the chance in the reviews themselves.", "",
-             "| part | reviews | called pos | accuracy to be expected | errors as in |",
+             "| part | reviews | predicted pos | accuracy to be expected | errors as in |",
              "|---|---|---|---|---|"]
     for name, source in PAIRS.items():
         if name in parts and source in parts and parts[source].truth is not None:
@@ -346,13 +357,14 @@ def page_of(record, parts, params, errors, out):
     labelled = {name: part for name, part in parts.items() if part.truth is not None}
     minutes = listed(f"{phase} {value:.1f}" for phase, value in sorted(record["minutes"].items()))
     config = helpers.make_config()
-    set_to = listed(f"{key}={value}" for key, value in sorted(record["settings"].items())
-                    if value != getattr(config, key, value))  # an older record has more
+    set_to = listed(f"{key}={value:.1f}" if key == "max_minutes" else f"{key}={value}"
+                    for key, value in sorted(record["settings"].items())  # an older one has more
+                    if key in MAIN or value != getattr(config, key, value))
     lines = ["# Where the recipe is right and where not", "",
              f"Written by `analysis.py`. The model: {record['model'] or record['load']}, "
-             f"{record['seen']}; other than by default: {set_to or 'nothing'}. Minutes: {minutes} "
-             f"({record['device']}, {record['cores']} cores). Intervals are of 95 %, over reviews,"
-             f" of this one model.", ""]
+             f"{record['seen']}; {set_to}; all else by default. Minutes: {minutes} "
+             f"({record['device']}, {record['cores']} cores){trained_for(record)}. Intervals are "
+             f"of 95 %, over reviews, of this one model.", ""]
     lines += confusion_text(labelled) + calibration_text(labelled, out)
     lines += length_text(labelled, params, out) + errors_text(labelled["dev"], errors, out)
     return "\n".join(lines + unlabelled_text(parts)) + "\n"

@@ -35,8 +35,9 @@ import time
 
 def stopped(number):
     """Say in one line how to go on after a signal; return the exit code."""
-    again = ("begins anew: --grading measures its budgets" if "--grading" in sys.argv else
-             "begins anew" if "--load" in sys.argv else "resumes from the last checkpoint")
+    given = {word.split("=")[0] for word in sys.argv}
+    again = ("begins anew: --grading measures its budgets" if "--grading" in given else
+             "begins anew" if "--load" in given else "resumes from the last checkpoint")
     print(f"evaluate.py: interrupted; the same command {again}", file=sys.stderr, flush=True)
     return 128 + number
 
@@ -70,14 +71,14 @@ def refuse(message):
 def parse_arguments(argv):
     """Return the command line's values."""
     parser = argparse.ArgumentParser(
-        description=__doc__, epilog=describe_keys(),
+        description=__doc__, epilog=describe_keys(), allow_abbrev=False,
         formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.error = refuse
     parser.add_argument("--data", help="folder in FILIMDB's layout (default: %s)" % SAMPLE)
     parser.add_argument("--model", help="BERT's folder or hub name (default: bert-base-uncased; "
                                         "for the sample its tiny BERT)")
     parser.add_argument("--transductive", action="store_true",
-                        help="pretrain on the texts of all parts, not of train alone")
+                        help="pretrain on the texts of dev and test parts too, without labels")
     parser.add_argument("--no-pretrain", action="store_true", help="fine-tune right away")
     parser.add_argument("--grading", action="store_true",
                         help="time the machine and choose what ends within the course's limits")
@@ -156,17 +157,21 @@ def check_output(option, path):
 
 
 def check_training(configs, data_dir, labels):
-    """Refuse what `train` or `pretrain` would refuse, before hours are spent."""
+    """Refuse what `train` or `pretrain` would refuse, before hours are spent.
+
+    configs: {"": Config of train, "pretrain.": that of pretrain, where there is one}.
+    """
     path = os.path.join(files.find_path(data_dir), "train.labels")
     if labels is None:
         raise InputError(f"{path}: missing; training needs neg or pos for every review")
     if len(set(labels)) < 2:
         raise InputError(f"{path}: holds {labels[0]} alone; training needs neg and pos")
-    for config in configs:
+    for where, config in configs.items():
         runtime.pick_device(config.device)
         limit = positions_of(config.model)
         if config.seq_len > limit:
-            raise InputError(f"seq_len={config.seq_len}: the model has {limit} positions, no more")
+            raise InputError(f"{where}seq_len={config.seq_len}: the model has {limit} positions; "
+                             f"--set {where}seq_len to no more")
 
 
 def positions_of(model):
@@ -233,10 +238,11 @@ def report(parts, seen):
 def record_of(args, params, overrides, seen, minutes, parts):
     """Return what --json keeps: all that a table, or another program, wants to know of a run."""
     config = helpers.make_config(vars(params["config"]), **overrides)
-    pretrained = params["pretrained"] or {}
+    pretrained, last = params["pretrained"] or {}, (params.get("history") or [{}])[-1]
     return {"data": args.data, "model": args.model, "load": args.load, "seen": seen,
             "predictions": args.out, "parts": parts, "minutes": minutes,
             "settings": helpers.settings(config),
+            "trained": {"steps": last["step"], "epochs": last["epoch"]} if last else {},
             "pretraining": {key: pretrained[key] for key in (
                 "parts", "n_texts", "loss_before", "loss_after", "config") if key in pretrained},
             "results_version": helpers.RESULTS_VERSION, "versions": runtime.VERSIONS,
@@ -268,9 +274,9 @@ def trained(args, data_dir, data, overrides, pretrain_overrides, minutes):
     args.model = overrides.get("model", helpers.default_model())
     pretrain_overrides.setdefault("model", args.model)
     shortest = {"seq_len": 3} if args.grading else {}  # in place of a default: it is chosen later
-    configs = [helpers.make_config(**dict(shortest, **overrides))]
+    configs = {"": helpers.make_config(**dict(shortest, **overrides))}
     if not args.no_pretrain:
-        configs.append(helpers.make_config(helpers.MLM_DEFAULTS, **pretrain_overrides))
+        configs["pretrain."] = helpers.make_config(helpers.MLM_DEFAULTS, **pretrain_overrides)
     check_training(configs, data_dir, data["train"].labels)
     params, seen = None, "no pretraining"
     if not args.no_pretrain:
@@ -288,11 +294,10 @@ def trained(args, data_dir, data, overrides, pretrain_overrides, minutes):
         clock = grading.Clock(overrides.get("device", ""))
         if args.grading:
             start = dict(overrides, model=params["path"] if params else args.model)
-            plan = grading.plan_training(data["train"].texts, data["train"].labels, start, clock,
-                                         positions_of(start["model"]))
+            plan = grading.plan_training(data["train"].texts, data["train"].labels, start, clock)
             overrides = dict(plan, model=args.model)
-        params = helpers.train(data["train"].texts, data["train"].labels, params, hold=True,
-                               **overrides)
+        params = helpers.train(data["train"].texts, data["train"].labels, params,
+                               hold=not args.grading, **overrides)
     print(f"training: {minutes['training']:.1f} minutes", flush=True)
     return params, seen
 
@@ -349,7 +354,7 @@ def run(argv=None):
     with timed(minutes, "classification"):
         if args.grading:
             clock = grading.Clock(overrides.get("device", params["config"].device))
-            logits = grading.classify(data, params, clock, **overrides)
+            logits, read = grading.classify(data, params, clock, **overrides)
         else:
             logits = {part: helpers.classifier_logits(data[part].texts, params, **overrides)
                       for part in data}
@@ -365,7 +370,8 @@ def run(argv=None):
         parts = measure(data, predicted)
         report(parts, seen)
         if args.json is not None:
-            files.save_json(args.json, record_of(args, params, overrides, seen, minutes, parts))
+            record = record_of(args, params, overrides, seen, minutes, parts)
+            files.save_json(args.json, dict(record, read=read) if args.grading else record)
         files.remove_if_there(params["run"])
         if args.grading and params["pretrained"] and args.load is None:
             # Its name holds the budget that was measured: no later run would find it.

@@ -2,15 +2,16 @@
 
     python evaluate.py --grading --data data/FILIMDB
 
-A phase has LIMIT minutes by the clock, what is read and tokenized included. The first steps are
-timed; then the most tokens of a review are taken that leave time for LEAST_PASSES over the
-training reviews, and in which number format, with the learning rate's decay complete when time
-is up. Classification begins with the tokens of the training and takes fewer of what is left
+A phase has LIMIT minutes by the clock, what is read and tokenized included; the two that the
+course allows beyond are for a machine that slows down when it is too late to react. The first
+steps are timed; then the most tokens of a review are taken that leave time for LEAST_PASSES over
+the training reviews, and in which number format, with the learning rate's decay complete when
+time is up. Classification begins with the tokens of the training and takes fewer of what is left
 where the machine slows down. Each choice is said in one line; what --set names is not chosen.
 """
 import math
 import time
-from collections import namedtuple
+from collections import Counter, namedtuple
 
 import torch
 
@@ -26,7 +27,8 @@ SHORTEST = 128       # that a training reads; classification goes below in need 
 LEAST_PASSES = 1     # over the training reviews; where time is for fewer, shorter ones are read
 MOST_PASSES = 3      # as many as bert-base wants (Devlin et al. 2019, appendix A.3: 2 to 4)
 FASTER = 1.1         # times faster must bf16 be, to be taken on a CPU
-LONG = 0.01          # share of the limit: a step that takes more is not timed twice
+STEPS = 4            # that are timed; of the first, which is slower, no account is taken
+LONG = 0.01          # share of the limit: a step that takes more is the last that is timed
 TOKENIZING = 0.25    # share of pretraining's limit that its texts may take to be tokenized
 SHARES = 50          # parts in which reviews are classified; between them the clock is read
 
@@ -36,9 +38,9 @@ Speed = namedtuple("Speed", "seq_len precision tokens tokens_per_second seconds_
 class Clock:
     """The minutes of a phase, from its making on; the first process's clock counts for all."""
 
-    def __init__(self, device="", limit=LIMIT):
+    def __init__(self, device=""):
         self.device = runtime.pick_device(device)
-        self.limit = limit
+        self.limit = LIMIT
         self.began = time.time()
 
     def agreed(self, value):
@@ -64,30 +66,57 @@ def plan_pretraining(texts, overrides, clock):
     """Return (texts, overrides) of a pretraining that ends within the clock's limit.
 
     texts: as pretrain takes them. Too many to be tokenized in TOKENIZING of the limit (with the
-    Python tokenizer of 2019) are thinned evenly.
+    Python tokenizer of 2019) are thinned evenly. The number format is chosen as for training.
     """
     config = helpers.make_config(helpers.MLM_DEFAULTS, **overrides)
     texts = helpers.distinct_texts(texts)
-    (model, tokenizer), loading = clock.timed(
-        helpers.load_bert, config.model, "mlm", config.dropout, config.attention_dropout)
+    (model, tokenizer), loading = load(config, "mlm", clock)
     if config.freeze:
         helpers.freeze_encoder(model)
-    model.to(clock.device)
     first = texts[::math.ceil(len(texts) / 200)]
     _, seconds = clock.timed(list, helpers.tokenize(first, tokenizer))
     most = max(2, int(TOKENIZING * clock.limit * 60 * len(first) / seconds))
     if len(texts) > most:
-        texts = texts[::math.ceil(len(texts) / most)]
+        texts = [texts[i * len(texts) // most] for i in range(most)]
         say(f"grading: {len(texts):,} texts are pretrained on: as many as can be tokenized")
-    tokens = helpers.tokenize_all(texts, tokenizer)  # found by pretrain in the cache
+    tokens = helpers.prepare(texts, tokenizer, config)  # found by pretrain in the cache
     windows = helpers.windows_of(tokens.lengths, config.seq_len - 2)
-    measuring, step = time_pretraining(model, tokens, windows, tokenizer, config, clock)
+    timed = {}
+    for precision in formats_of(overrides, clock.device):
+        config = helpers.make_config(vars(config), precision=precision)
+        timed[precision] = time_pretraining(model, tokens, windows, tokenizer, config, clock)
+    precision = fastest({name: 1 / step for name, (_, step) in timed.items()})
+    measuring, step = timed[precision]
     minutes = budget(clock, 2 * loading + measuring + 2 * step)
     steps = config.epochs * math.ceil(len(windows) / config.batch_size)
     say(f"grading: pretraining on {len(texts):,} texts, about "
-        f"{min(steps, 60 * minutes / step):,.0f} of {steps:,} steps, in {minutes:.1f} minutes at "
-        f"most")
-    return texts, dict(overrides, max_minutes=minutes)
+        f"{min(steps, 60 * minutes / step):,.0f} of {steps:,} steps, in "
+        f"{runtime.used_precision(precision, clock.device.type)}, {minutes:.1f} minutes at most")
+    return texts, dict(overrides, precision=precision, max_minutes=minutes)
+
+
+def load(config, head, clock):
+    """Return ((model on the clock's device, tokenizer), seconds that loading it again takes)."""
+    def once():
+        return helpers.load_bert(config.model, head, config.dropout, config.attention_dropout,
+                                 pooling=config.pooling)
+    (model, tokenizer), seconds = clock.timed(once)
+    if seconds > LONG * clock.limit * 60:  # a download? then the next time is shorter
+        (model, tokenizer), seconds = clock.timed(once)
+    return (model.to(clock.device), tokenizer), seconds
+
+
+def formats_of(overrides, device):
+    """Return the number formats to time: where a CPU may multiply in bf16, that too."""
+    if "precision" in overrides:
+        return [overrides["precision"]]
+    both = device.type == "cpu" and hasattr(torch, "autocast")
+    return ["fp32", "bf16"] if both else ["auto"]
+
+
+def fastest(rates):
+    """Return the format of {format: rate} to take: bf16 beside fp32 must be FASTER."""
+    return max(rates, key=lambda name: rates[name] / (FASTER if name == "bf16" else 1))
 
 
 def time_pretraining(model, tokens, windows, tokenizer, config, clock):
@@ -95,7 +124,8 @@ def time_pretraining(model, tokens, windows, tokenizer, config, clock):
     make = helpers.masked_batches(tokens, tokenizer, config, clock.device)
     step = make(windows[::math.ceil(len(windows) / config.batch_size)],
                 runtime.generator("timing"))
-    _, seconds = time_step(model, [step, step], helpers.mlm_forward, config, clock)
+    timed = time_steps(model, [step] * STEPS, helpers.mlm_forward, config, clock)
+    seconds = sum(seconds for _, seconds in timed) / len(timed)
     _, measuring = clock.timed(helpers.mlm_loss, model, step, clock.device, config.precision)
     held = min(helpers.HELD_OUT, max(1, len(tokens) // 10)) * len(windows) / len(tokens)
     return measuring * held / sum(len(batch["labels"]) for batch in step), seconds
@@ -103,48 +133,44 @@ def time_pretraining(model, tokens, windows, tokenizer, config, clock):
 
 # ---- train --------------------------------------------------------------------------------------
 
-def plan_training(texts, labels, overrides, clock, limit_of_model=512):
+def plan_training(texts, labels, overrides, clock):
     """Return overrides with which `train` ends within the clock's limit, its decay complete.
 
     overrides: fields of Config that are not to be chosen: seq_len, epochs, precision.
     """
-    config = helpers.make_config(**overrides)
-    (model, tokenizer), loading = clock.timed(
-        helpers.load_bert, config.model, "classifier", config.dropout, config.attention_dropout,
-        pooling=config.pooling)
-    model.to(clock.device)
+    config, least = helpers.make_config(**overrides), overrides.get("epochs", LEAST_PASSES)
+    (model, tokenizer), loading = load(config, "classifier", clock)
+    limit = model.config.max_position_embeddings
     texts, label_ids = helpers.check_texts(texts, labels)
     tokens = helpers.prepare(texts, tokenizer, helpers.make_config(vars(config), seq_len=3))
     lengths = [overrides["seq_len"]] if "seq_len" in overrides else [
-        n for n in LENGTHS if SHORTEST <= n <= limit_of_model] or [limit_of_model]
-    formats = [overrides["precision"]] if "precision" in overrides else formats_of(clock.device)
-    speeds = []
-    for precision in formats:
+        n for n in LENGTHS if SHORTEST <= n <= limit] or [limit]
+    speeds = {}
+    for precision in formats_of(overrides, clock.device):
         config = helpers.make_config(vars(config), seq_len=lengths[-1], precision=precision)
-        speeds.append(time_training(model, tokens, label_ids, tokenizer, config, clock))
-    fastest = max(speeds, key=lambda one: one.tokens_per_second * (
-        FASTER if one.precision == formats[0] else 1))
-    tried = [fastest]
+        speeds[precision] = time_training(model, tokens, label_ids, tokenizer, config, clock)
+    precision = fastest({name: speed.tokens_per_second for name, speed in speeds.items()})
+    tried, longest_for = [speeds[precision]], f"with time for {least}"
     for seq_len in lengths[-2::-1]:  # longer and longer
-        config = helpers.make_config(vars(config), seq_len=seq_len, precision=fastest.precision)
+        config = helpers.make_config(vars(config), seq_len=seq_len, precision=precision)
         hoped = tried[-1]._replace(tokens=tokens_of(tokens, seq_len))
-        if passes(hoped, clock, loading) < LEAST_PASSES:  # not even at the speed of shorter ones
+        if passes(hoped, clock, loading) < least:  # not even at the speed of shorter ones
             break
         try:
             speed = time_training(model, tokens, label_ids, tokenizer, config, clock)
         except runtime.OutOfMemory:
+            longest_for = "that memory has room for"
             break
-        if passes(speed, clock, loading) < LEAST_PASSES:
+        if passes(speed, clock, loading) < least:
             break
         tried.append(speed)
     chosen = tried[-1]
     n_passes = passes(chosen, clock, loading)
     epochs = overrides.get("epochs", max(1, min(MOST_PASSES, math.ceil(n_passes))))
     minutes = budget(clock, 2 * loading + 2 * chosen.seconds_per_step)
-    reason = ("as asked" if "seq_len" in overrides else
-              f"the longest with time for {LEAST_PASSES}" if chosen is not fastest or
-              n_passes >= LEAST_PASSES else
-              f"the shortest: there is no time for {LEAST_PASSES}")
+    reason = ("as set" if "seq_len" in overrides else
+              f"the longest {longest_for}" if len(tried) > 1 or n_passes >= least else
+              f"the shortest: there is no time for {least}")
     say(f"grading: {min(n_passes, epochs):.1f} passes over {len(texts):,} reviews of "
         f"{chosen.seq_len} tokens ({reason}) in "
         f"{runtime.used_precision(chosen.precision, clock.device.type)}, {minutes:.1f} minutes at "
@@ -153,20 +179,15 @@ def plan_training(texts, labels, overrides, clock, limit_of_model=512):
                 max_minutes=minutes)
 
 
-def formats_of(device):
-    """Return the number formats to time: where a CPU may multiply in bf16, that too."""
-    both = device.type == "cpu" and hasattr(torch, "autocast")
-    return ["fp32", "bf16"] if both else ["auto"]
-
-
 def time_training(model, tokens, label_ids, tokenizer, config, clock):
     """Return the Speed of a step of training."""
     batches = helpers.classifier_batches(tokens, label_ids, config, tokenizer, clock.device)
-    step, seconds = time_step(model, map(batches, range(2)), helpers.classifier_forward, config,
-                              clock)
-    read = sum(int(batch["attention_mask"].sum()) for batch in step)
+    timed = time_steps(model, map(batches, range(STEPS)), helpers.classifier_forward, config,
+                       clock)
+    read = sum(int(batch["attention_mask"].sum()) for step, _ in timed for batch in step)
+    seconds = sum(seconds for _, seconds in timed)
     return Speed(config.seq_len, config.precision, tokens_of(tokens, config.seq_len),
-                 read / seconds, seconds)
+                 read / seconds, seconds / len(timed))
 
 
 def tokens_of(tokens, seq_len):
@@ -174,18 +195,18 @@ def tokens_of(tokens, seq_len):
     return sum(min(n + 2, seq_len) for n in tokens.lengths)
 
 
-def time_step(model, steps, forward, config, clock):
-    """Make some steps; return the last, and its seconds: the first call of anything is slower.
+def time_steps(model, steps, forward, config, clock):
+    """Make some steps; return [(step, its seconds)], of the first one only where it is the last.
 
     A step that takes more than LONG of the limit is the last.
     """
-    optimizer = helpers.make_optimizer(model, config)
+    optimizer, timed = helpers.make_optimizer(model, config), []
     model.train()
     for step in steps:
-        _, seconds = clock.timed(one_step, model, optimizer, step, forward, config)
-        if seconds > LONG * clock.limit * 60:
+        timed.append((step, clock.timed(one_step, model, optimizer, step, forward, config)[1]))
+        if timed[-1][1] > LONG * clock.limit * 60:
             break
-    return step, seconds
+    return timed[1:] or timed
 
 
 def one_step(model, optimizer, step, forward, config):
@@ -224,7 +245,9 @@ def passes(speed, clock, loading):
 # ---- classify -----------------------------------------------------------------------------------
 
 def classify(data, params, clock, **overrides):
-    """Return {part: logits of its reviews, (n, 2)} within the clock's limit.
+    """Return ({part: logits of its reviews, (n, 2)} within the clock's limit, how they were read).
+
+    How: a list of {seq_len, views, reviews}; seq_len is 0 of those that were not read.
 
     The reviews of all parts are classified in a random order, so that each share costs alike;
     whoever is slower than planned gives up `views`, then reads fewer tokens of those that are
@@ -240,7 +263,8 @@ def classify(data, params, clock, **overrides):
     logits, rate, done = torch.zeros(len(texts), len(LABELS)), None, 0
     size = max(1, len(texts) // SHARES)
     first = max(1, size // 10)  # so small until the speed is known
-    words = [len(data[part].texts[i].split()) for part, i in texts]
+    words = [min(len(data[part].texts[i].split()), config.words or math.inf) for part, i in texts]
+    read = Counter()
     bar = runtime.progress_bar(len(texts), "classifying", "review")
     while done < len(order) and clock.left() > 0:
         rest = order[done:]
@@ -260,6 +284,7 @@ def classify(data, params, clock, **overrides):
         if done or seconds > LONG * clock.limit * 60:  # the first call of anything is slower
             rate = seconds / cost([words[i] for i in share], *way)
         done += len(share)
+        read[way] += len(share)
         bar.update(len(share))
     bar.close()
     if done < len(order):
@@ -268,8 +293,10 @@ def classify(data, params, clock, **overrides):
         logits[order[done:]] = torch.tensor([1.0 + given.count(one) for one in LABELS]).log()
         warn(f"grading: time was up before the last {len(order) - done:,} of {len(order):,} "
              f"reviews were read; they are called {usual}, as most were")
+        read[0, False] = len(order) - done
     sizes = [len(data[part].texts) for part in data]
-    return dict(zip(data, logits.split(sizes)))
+    return dict(zip(data, logits.split(sizes))), [
+        {"seq_len": n, "views": views, "reviews": count} for (n, views), count in read.items()]
 
 
 def cost(words, seq_len, views=False):

@@ -32,8 +32,9 @@ from files import HERE, InputError, open_atomically, save_json
 from runtime import VERSIONS
 
 REFERENCE = os.path.join(HERE, "results", "reference")
-LONGEST = 120  # characters of an answer in README's table; two thirds where there are several
+LONGEST = 200  # characters of an answer in README's table
 SHOWN = "report.png"  # README's picture of a page, the one figure that no page makes
+COMPARISON = re.compile(r" points \(\S+ to \S+?\):")  # by `one_line`
 BEGIN, END = "<!-- reference: begin -->\n", "<!-- reference: end -->\n"
 
 
@@ -110,6 +111,8 @@ def archive(path, members):
 def keep(out, with_pages=False):
     """Copy a run's answers, figures and trials into the repository, its pages where asked to."""
     pages = collect(out)
+    if with_pages and not os.path.exists(os.path.join(out, "report.html")):
+        raise InputError(f"{os.path.join(out, 'report.html')}: no such file; run report.py again")
     run, path = cost_of(out, pages), os.path.join(REFERENCE, "recipe.json")
     recipe = read_json(path) if os.path.exists(path) else None
     if recipe:  # first: it needs the reviews, and refuses without
@@ -131,10 +134,8 @@ def keep(out, with_pages=False):
     archive(os.path.join(REFERENCE, "trials.zip"), {
         os.path.basename(path): path for path in trials_of(out)})
     if with_pages:
-        whole = os.path.join(out, "report.html")
-        if not os.path.exists(whole):
-            raise InputError(f"{whole}: no such file; run report.py again")
-        archive(os.path.join(REFERENCE, "report.zip"), {"report.html": whole})
+        archive(os.path.join(REFERENCE, "report.zip"),
+                {"report.html": os.path.join(out, "report.html")})
 
 
 def bring_back(out):
@@ -153,7 +154,10 @@ def bring_back(out):
 # ---- the recipe ---------------------------------------------------------------------------------
 
 def run_recipe(arguments):
-    """Run evaluate.py; keep its record and its predictions; return its exit code."""
+    """Run evaluate.py; keep its record and its predictions; return its exit code.
+
+    They are kept together or not at all: what was kept before stays where the new ones lack dev.
+    """
     n_dev = read_json(REFERENCE, "run.json")["parameters"]["n_dev"]
     with tempfile.TemporaryDirectory() as folder:
         path = os.path.join(folder, "record.json")
@@ -161,12 +165,12 @@ def run_recipe(arguments):
         if code:
             return code
         recipe = dict(read_json(path), arguments=arguments)
+    recipe["unseen"] = accuracy_on_unseen(recipe, n_dev, recipe["predictions"])
     with open(recipe["predictions"], "rb") as predictions, \
             open_atomically(os.path.join(REFERENCE, "preds.tsv.gz"), "wb") as file, \
             gzip.GzipFile("", "wb", fileobj=file, mtime=0) as packed:  # no date: the same bytes
         packed.write(predictions.read())
-    save_json(os.path.join(REFERENCE, "recipe.json"),
-              dict(recipe, unseen=accuracy_on_unseen(recipe, n_dev)))
+    save_json(os.path.join(REFERENCE, "recipe.json"), recipe)
     return 0
 
 
@@ -180,15 +184,20 @@ def read_column(path):
                          f"what evaluate.py wrote") from None
 
 
-def accuracy_on_unseen(recipe, n_dev):
-    """Return accuracies on dev, on ever fewer reviews: all, unused in choosing, not in train.
+def accuracy_on_unseen(recipe, n_dev, predictions=""):
+    """Return accuracies on dev, on ever fewer reviews: all, not seen by trials, not in train.
 
-    n_dev: on as many dev reviews the settings were chosen; 0: on all, which leaves none. A row:
+    n_dev: on as many dev reviews the trials were judged; 0: on all, which leaves none. A row:
     which reviews, n, accuracy, its 95 % interval over reviews (of this one model), naive Bayes,
     and TF-IDF regression with how many points the recipe is above it, and their interval.
+    predictions: a file (default: that which is kept).
     """
     data = helpers.load_filimdb(recipe["data"], ("train", "dev"))
-    dev, predicted = data["dev"], read_column(os.path.join(REFERENCE, "preds.tsv.gz"))
+    if not (data["train"].labels and data["dev"].labels):
+        raise InputError(f"{recipe['data']}: train or dev has no labels; a recipe is measured on "
+                         f"them")
+    dev = data["dev"]
+    predicted = read_column(predictions or os.path.join(REFERENCE, "preds.tsv.gz"))
     used, in_train = set(helpers.subset(dev, n_dev).ids), set(data["train"].texts)
     guesses = [baseline(data["train"].texts, data["train"].labels, dev.texts)
                for baseline in (helpers.naive_bayes, helpers.tfidf_regression)]
@@ -196,7 +205,7 @@ def accuracy_on_unseen(recipe, n_dev):
                for i, text, label, bayes, tfidf in zip(dev.ids, dev.texts, dev.labels, *guesses)]
     unused = [row for row in reviews if row[0] not in used]
     unseen = [row for row in unused if row[1] not in in_train]
-    names = ("all of dev", f"without the {len(used):,} that settings were chosen on",
+    names = ("all of dev", f"without the {len(used):,} that the trials saw",
              f"and without {len(unused) - len(unseen):,} more that stand in train word for word")
     return [measured(name, rows) for name, rows in zip(names, (reviews, unused, unseen))
             if len(rows) > 1]
@@ -223,8 +232,9 @@ FEW = dict(ADAMW, epochs=10, n_train="n_few")  # a parameter's name stands for i
 CHOICES = (
     ("keep", "04", {"seq_len": 512, "words": 128}), ("keep", "04", {"seq_len": 512}),
     ("lr", "03", {}), ("epochs", "03", {}), ("warmup", "03", {}), ("decay", "03", {}),
-    ("weight_decay", "06", {"optimizer": "adam"}), ("weight_decay", "06", {"optimizer": "adamw"}),
-    ("clip_norm", "07", {}), ("dropout", "08", FEW), ("attention_dropout", "08", FEW))
+    ("weight_decay", "06", {"optimizer": "adam", "epochs": 2}),
+    ("weight_decay", "06", {"optimizer": "adamw", "epochs": 2}),
+    ("clip_norm", "07", {"epochs": 2}), ("dropout", "08", FEW), ("attention_dropout", "08", FEW))
 
 
 def varied(trials, run, key, **fixed):
@@ -241,10 +251,10 @@ def varied(trials, run, key, **fixed):
     if parameters.get("n_dev"):  # 0: all of dev, however many
         base["n_dev"] = parameters["n_dev"]
     free = {key, "seed", "data_seed", "device"}
-    if parameters.get("precision", "auto") == "auto":  # whatever the machine took; fp32: no entry
-        free.add("precision")
+    if parameters.get("precision", "auto") == "auto" and len(trials):
+        base["precision"] = trials["precision"].mode()[0]  # what the machine took; fp32: no entry
     if not base["n_train"]:  # all of train, however many
-        free.add("n_train")
+        base["n_train"] = trials["n_train"].max()
     same = trials["seed"].isin(parameters["seeds"])
     for name in set(base) - free:
         same &= trials[name] == base[name]
@@ -272,11 +282,15 @@ def accuracy_of(row):
 
 
 def tried(trials, key):
-    """Return what trials give by the value of a key, as text."""
-    return ", ".join(f"{effects.short(row[key])}: " + (
-        f"{accuracy_of(row)[:-1]}; {effects.number_of(row['seeds'], 'seed')})" if row["seeds"]
-        else "failed") for row in effects.accuracies(trials, key).to_dict("records")
-    ) or "not run yet"
+    """Return what trials give by the value of a key, as text; those that collapsed count."""
+    failed = trials[trials["failed"] != ""].groupby(key).size()
+    said = []
+    for row in effects.accuracies(trials, key, count_failed=True).to_dict("records"):
+        some = f", {failed.get(row[key])} failed" * (row[key] in failed)
+        said.append(f"{effects.short(row[key])}: " + (
+            f"{accuracy_of(row)[:-1]}; {effects.number_of(row['seeds'], 'seed')}{some})"
+            if row["seeds"] else "failed"))
+    return ", ".join(said) or "not run yet"
 
 
 def answers_to(pages, notebook, question):
@@ -288,15 +302,15 @@ def answers_to(pages, notebook, question):
 
 def judged(trials, key, chosen, margin):
     """Return what trials say of the value that was chosen: a test, or that there is none."""
-    table = effects.accuracies(trials, key)
+    table = effects.accuracies(trials, key, count_failed=True)
     table = table[table["seeds"] > 0]
     if chosen not in set(trials[key]) or not len(table):
         return "the recipe's was not tried"
     highest = table.loc[table["accuracy"].idxmax(), key]
     if highest == chosen:
         return "the highest, and chosen"
-    return next(effect.text for effect in effects.compare(trials, key, chosen, margin=margin)
-                if effect.value == highest)
+    return next(effect.text for effect in effects.compare(
+        trials, key, chosen, margin=margin, count_failed=True) if effect.value == highest)
 
 
 def choices_of(recipe, pages, trials, run):
@@ -305,7 +319,9 @@ def choices_of(recipe, pages, trials, run):
     margin = effects.MARGINS.get(run["parameters"]["profile"], effects.MARGINS["small"])
     lines = ["| setting | dev accuracy in the trials | the recipe takes | highest of them | "
              "notebook |", "|---|---|---|---|---|"]
-    by_clock = {"epochs": "ended by the clock"} if taken["max_minutes"] else {}
+    done = recipe.get("trained") or {}
+    by_clock = {"epochs": "ended by the clock"} if taken["max_minutes"] and done.get(
+        "epochs", 0) < taken["epochs"] else {}
     for key, notebook, fixed in CHOICES:
         fixed = {name: run["parameters"].get(value, value) for name, value in fixed.items()}
         found = varied(trials, run, key, **fixed)
@@ -315,28 +331,47 @@ def choices_of(recipe, pages, trials, run):
         other = key == "weight_decay" and fixed["optimizer"] != taken["optimizer"]
         lines.append(table_row(
             key + f" ({where})" * bool(where), tried(found, key),
-            taken["optimizer"] if other else effects.short(taken[key]),
+            taken["optimizer"] if other else f"{done['epochs']:.2f} of {taken[key]}"
+            if key in by_clock and done else effects.short(taken[key]),
             "another optimizer" if other else by_clock.get(key) or judged(
                 found, key, taken[key], margin), notebook))
+    if taken["views"]:
+        lines.append(table_row("views", "none; seen on all of dev ([EXPERIMENTS.md]"
+                               "(../../EXPERIMENTS.md))", True, "no trial", ""))
     return lines + [table_row("MLM pretraining", answers_to(pages, "05", "Q3"),
                               "yes" if recipe["pretraining"] else "no", "measured with "
                               "these few labels, not on all of train", "05")]
+
+
+def trained_for(recipe):
+    """Return how long a recipe trained and how it classified, as the end of a sentence."""
+    said, done = "", recipe.get("trained")
+    if done:
+        said += f"; {done['steps']:,} steps, {done['epochs']:.2f} epochs"
+    for row in recipe.get("read", ()):
+        said += f"; {row['reviews']:,} reviews classified by {row['seq_len']} tokens"
+        said += f", those that are cut {len(helpers.TRUNCATIONS)} times" * row["views"]
+    return said
 
 
 def recipe_text(recipe, pages, trials, run):
     """Return the page's text on the recipe: its command, accuracies, how it was chosen."""
     stack = " ".join(f"{name} {version}" for name, version in sorted(recipe["versions"].items()))
     minutes = listed(f"{phase} {value:.1f}" for phase, value in sorted(recipe["minutes"].items()))
-    by_clock = (" (tokens, number format and passes: by the clock)" if "--grading"
-                in recipe["arguments"] else "")
+    taken = dict(vars(helpers.make_config()), **recipe["settings"])
+    chosen = [f"{key}={taken[key]}" for key in ("seq_len", "precision", "epochs")
+              if not any(word.startswith(key + "=") for word in recipe["arguments"])]
+    by_clock = f" ({listed(chosen)}: by the clock)" if "--grading" in recipe["arguments"] else ""
     lines = ["", "## The recipe", "", "One model, trained on the whole train part, its settings "
              f"chosen on dev by the trials below{by_clock}; {recipe['seen']}. Minutes: {minutes} "
-             f"({recipe['device']}, {recipe['cores']} cores; {stack}). Predictions of all parts: "
-             "[preds.tsv.gz](preds.tsv.gz). [Where it is right and where "
-             "not](analysis/README.md). Again: `make recipe`.", "", "```",
+             f"({recipe['device']}, {recipe['cores']} cores; {stack}){trained_for(recipe)}. "
+             "Predictions of all parts: [preds.tsv.gz](preds.tsv.gz). [Where it is right and "
+             "where not](analysis/README.md). Again: `make recipe`. Some settings were compared "
+             "in full-size runs too, on all of dev ([EXPERIMENTS.md](../../EXPERIMENTS.md)): its "
+             "accuracy may be a little too high.", "", "```",
              " ".join(["python evaluate.py", *recipe["arguments"]]), "```", "",
              "| dev reviews | n | accuracy (95 % interval over reviews) | naive Bayes | TF-IDF, "
-             "words and pairs | above it, points |", "|---|---|---|---|---|---|"]
+             "words and pairs | BERT above TF-IDF, points |", "|---|---|---|---|---|---|"]
     lines += [table_row(row["reviews"], f"{row['n']:,}", accuracy_of(row),
                         f"{row['naive_bayes']:.1f} %", f"{row['tfidf']:.1f} %", above_tfidf(row))
               for row in recipe["unseen"]]
@@ -361,6 +396,7 @@ def published_figures(pages, run, recipe, trials):
     other = f"not the same work: {{}} reviews, {os.path.basename(parameters['model'])}"
     few = other.format(parameters["n_train"])
     whole = (recipe or {}).get("unseen") or [{}]
+    n_train = recipe["parts"]["train"]["n"] if recipe else 0
     return ["", "## Beside published figures", "",
             "Of bert-base-uncased on IMDb's 25,000 training reviews, accuracy on its test part: "
             "[S] Sun, Qiu, Xu & Huang 2019, How to Fine-Tune BERT for Text Classification? "
@@ -376,9 +412,9 @@ def published_figures(pages, run, recipe, trials):
                       "[S], 100 labels: 82.74 % without, 90.77 % with",
                       answers_to(pages, "05", "Q3"), other.format(listed(parameters["sizes"]))),
             table_row("the whole train part",
-                      "[S], 512 tokens, head+tail: 94.58 %; with MLM pretraining 95.63 %",
+                      "[S], 512 tokens, head+tail: 94.58 %; with MLM pretraining 95.63 %; on test",
                       accuracy_of(whole[-1]) if whole[-1] else "not run yet",
-                      other.format("the train part's"))]
+                      other.format(f"{n_train:,}"))]
 
 
 # ---- README -------------------------------------------------------------------------------------
@@ -419,9 +455,20 @@ def shortened(text, limit):
 
 
 def briefly(answer):
-    """Return an answer's first sentence without what README's table has no room for."""
-    line = re.sub(r" by Holm over \d+ comparisons|, of k = [\d, ]+(?=:)", "", one_line(answer))
-    return re.sub(r", averaged over [^:]*:", ", on average:", line)
+    """Return as much of an answer as README's table has room for, and how much is left out.
+
+    That is its first sentence; where this is a comparison, the next ones too that fit.
+    """
+    sentences = [re.sub(r", averaged over [^:]*:", ", on average:", re.sub(
+        r" by Holm over \d+ comparisons|, of k = [\d, ]+(?=:)", "", one_line(sentence)))
+        for sentence in re.split(r"(?<=[.!?]) (?=[A-Z])", answer)]
+    compared = [sentence for sentence in sentences if COMPARISON.search(sentence)]
+    said = [shortened(sentences[0], LONGEST)]
+    while said[-1] in compared and len(compared) > len(said) and len(
+            " ".join([*said, compared[len(said)]])) <= LONGEST:
+        said.append(compared[len(said)])
+    left = len(compared) - sum(sentence in compared for sentence in said)
+    return " ".join(said) + f" … and {effects.number_of(left, 'comparison')} more" * bool(left)
 
 
 def points_table(pages):
@@ -433,18 +480,18 @@ def points_table(pages):
     points = {}
     for row in table_by_point({name: page["answers"] for name, page in pages.items()}, named):
         points.setdefault((row["point"], row["title"]), []).append(row)
-    lines = ["| assignment | answer (95 % interval; p by Holm) | outcome | where |",
-             "|---|---|---|---|"]
+    lines = ["| assignment | question and answer (unadjusted 95 % interval; p by Holm) | outcome "
+             "| where |", "|---|---|---|---|"]
     for (point, title), rows in points.items():
-        answered = [row for row in rows if row["answer"]]
-        limit = LONGEST if len(rows) < 2 else LONGEST * 2 // 3
-        said = " ".join(shortened(briefly(row["answer"]), limit) for row in answered)
-        outcomes = dict.fromkeys(row["verdict"] for row in answered if row["verdict"])
-        where = dict.fromkeys(f"[{listed(filter(None, (row['notebook'][:2], row['number'])))}]"
-                              f"(notebooks/{row['notebook']}.ipynb)" for row in rows
-                              if row["notebook"])
-        lines.append(table_row(f"**{point}** {title}", said or "not run yet", listed(outcomes),
-                               listed(where)))
+        for row in rows:
+            said = "not run yet"
+            if row["answer"]:
+                whole = pages[row["notebook"]]["answers"][row["place"] - 1]["answer"]
+                said = f"{row['question']} {briefly(whole)}"
+            place = listed(filter(None, (row["notebook"][:2], row["number"])))
+            lines.append(table_row(f"**{point}** {title}" if row is rows[0] else "", said,
+                                   row["verdict"], f"[{place}](notebooks/{row['notebook']}.ipynb)"
+                                   if row["notebook"] else ""))
     return lines
 
 
@@ -458,18 +505,29 @@ def counted(pages):
 def what_it_can_show(run):
     """Return one sentence: what the run was, and which differences it can see."""
     parameters = run["parameters"]
+    given = [parameters, *(own for own in parameters.values() if isinstance(own, dict))]
+    n_train = {own[key] or "all" for own in given for key in ("n_train", "n_few") if key in own}
+    n_train |= set(parameters.get("sizes", ()))
+    n_seeds = {len(own[key]) for own in given for key in ("seeds", "control_seeds") if key in own}
     seeds, n_dev = len(parameters["seeds"]), parameters["n_dev"]
     head = (f"{effects.number_of(run['trials'], 'trial')} of "
-            f"{run['weights'] or parameters['model']} on {parameters['n_train'] or 'all'} "
-            f"training and {n_dev or 'all'} dev reviews, {effects.number_of(seeds, 'seed')}, took "
-            f"{run['trial_minutes']:.0f} minutes on {' and '.join(run['devices'])}")
+            f"{run['weights'] or parameters['model']} on {spread(n_train)} training and "
+            f"{n_dev or 'all'} dev reviews, with {spread(n_seeds)} seeds, "
+            f"{run['trial_minutes']:.0f} minutes of training on {' and '.join(run['devices'])}")
     if seeds == 1:
         return (f"{head}: they tell two models apart that differ by "
                 f"{effects.smallest_visible(1, n_dev or 10000):.1f} points four times in five, "
                 f"and decide nothing about methods, which takes more seeds.")
-    return (f"{head}: a single comparison of methods sees a difference of "
-            f"{effects.smallest_visible(seeds, n_dev or 10000):.1f} points four times in five, a "
-            f"smaller one less often, so \"undecided\" is no \"no\".")
+    return (f"{head}. A single comparison of methods over {seeds} seeds, where the difference "
+            f"varies by 1 point (standard deviation) between seeds, sees one of "
+            f"{effects.smallest_visible(seeds, n_dev or 10000, sd=1.0):.1f} points four times in "
+            f"five; a smaller or more varied one less often, so \"undecided\" is no \"no\".")
+
+
+def spread(values):
+    """Return the smallest and the largest of some numbers as text; "all" is more than any."""
+    known = [f"{value:,}" for value in sorted(values - {"all"})] + ["all"] * ("all" in values)
+    return known[0] if len(known) == 1 else f"{known[0]} to {known[-1]}"
 
 
 def table_of(pages, run, recipe):
@@ -480,9 +538,13 @@ def table_of(pages, run, recipe):
         row = recipe["unseen"][-1]
         lines[0] += (f" The recipe, trained on all of train, gets {row['accuracy']:.1f} % (95 % "
                      f"interval {row['low']:.1f} to {row['high']:.1f}) of the {row['n']:,} dev "
-                     f"reviews right that neither its choice nor its training saw, "
+                     f"reviews right that neither the trials nor its training saw, "
                      f"{above_tfidf(row)} points above TF-IDF over words and word pairs.")
-    return "\n".join([*lines, "", *points_table(pages), "",
+    margin = effects.MARGINS.get(run["parameters"]["profile"], effects.MARGINS["small"])
+    lines.append("Outcome: of what the page expected beforehand. Better, worse: p < "
+                 f"{effects.LEVEL:g}; equivalent: else, where the whole interval lies within "
+                 f"{margin:g} points of 0; undecided: neither.")
+    return "\n".join([lines[0], "", *lines[1:], "", *points_table(pages), "",
                       f"All answers ({counted(pages)}), the recipe, published figures: "
                       "[results/reference](results/reference/README.md)."]) + "\n"
 

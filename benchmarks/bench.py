@@ -428,7 +428,7 @@ def compare(args):
                 for job in [job for job in runs if not number or not {kind, job} & ONCE]:
                     with tempfile.TemporaryDirectory() as own:
                         cache = shared if kind == "tokenize" else own
-                        n = sizes[kind] // (1 if kind == "classify" else SLOW.get(job, 1))
+                        n = sizes[kind] // (1 if kind == "classify" else SLOW.get(job, 1)) or 1
                         runs[job].append(run_job(kind, job, n, args, cache))
         for job, some in runs.items():
             ours, precision = ("ours-bf16", "bf16") if "bf16" in job else ("ours", usual)

@@ -1,4 +1,4 @@
-"""A pretended GPU: real numbers on the CPU, tensors on two devices refused, launches counted.
+"""A simulated GPU: real numbers on the CPU, tensors on two devices refused, launches counted.
 
     with fake_gpu.pretend() as gpu:
         params = helpers.train(texts, labels, device="fakegpu", **settings)
@@ -308,7 +308,7 @@ def register_as_cuda():
 
 @contextlib.contextmanager
 def pretend():
-    """Work with a pretended GPU; yield what counts its launches and waits."""
+    """Work with a simulated GPU; yield what counts its launches and waits."""
     torch.nn.Module.to, F.scaled_dot_product_attention = move, attention
     torch.Tensor.pin_memory = lambda tensor: Gpu.now.pin(tensor)
     _foreach_utils._foreach_supported_types.append(Remote)

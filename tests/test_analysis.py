@@ -116,10 +116,11 @@ def test_what_length_explains(monkeypatch, tmp_path):
     text = "\n".join(analysis.length_text({"dev": dev, "dev-b": short}, {"a": 1}, str(tmp_path)))
     assert "Dev 100.0 %, dev-b 50.0 %: 50.0 points apart." in text
     head, tail = re.findall(r"cut to the (?:head|tail) .*", text)
-    assert "has: 100.0 %. Their length alone takes 0.0 points (" in head
-    assert "more often by -50.0 points (-55" in head
-    assert "has: 0.0 %. Their length alone takes 100.0 points (" in tail
-    assert "more often by 50.0 points (44" in tail
+    assert "has: 100.0 %. Cutting takes 0.0 points (" in head
+    assert "whole, is right more often by -50.0 points (-55" in head
+    assert "has: 0.0 %. Cutting takes 100.0 points (" in tail
+    assert "is right more often by 50.0 points (44" in tail
+    assert "From bin to bin: dev 100.0 to 100.0 %; dev-b 0.0 to 100.0 %; head of dev 1" in text
     assert os.path.exists(str(tmp_path / "figures" / "accuracy_by_length.png"))
     alone = "\n".join(analysis.length_text({"dev": dev, "dev-b": short}, None, str(tmp_path)))
     assert "was not measured" in alone and "apart" not in alone
@@ -144,10 +145,10 @@ def test_what_readers_found(tmp_path):
     part = part_of([0, 1, 1, 1], [1, 0, 1, 0])
     path, out = tmp_path / "errors.tsv", str(tmp_path)
     text = "\n".join(analysis.errors_text(part, str(path), out))
-    assert "3 of 3 errors" in text and "0 of them are read" in text and "![" not in text
+    assert "3 of 3 errors" in text and "has labelled 0 of them" in text and "![" not in text
     path.write_text("dev/0\tirony\tsarcastic\ndev/3\tirony\ndev/2\tnegation\tright by now\n")
     text = "\n".join(analysis.errors_text(part, str(path), out))
-    assert "2 of them are read" in text and "Not read yet: dev/1." in text
+    assert "has labelled 2 of them" in text and "Not read yet: dev/1." in text
     assert "| irony | " + analysis.KINDS["irony"] + " | 1 | 1 | " + analysis.percent(*share(2, 2)) in text
     assert "negation" not in text, "that review is no error of this model"
     for line, told in (("dev/1\tironie\t", "line 4: kind 'ironie'; did you mean irony?"),
@@ -200,9 +201,12 @@ def test_a_page_of_made_up_predictions(made_up):
                  "| dev-b | neg | 20 | 0 | 100.0 % (83.2 to 100.0) |",
                  "| plot mood | " + analysis.KINDS["plot mood"] + " | 1 | 0 | 100.0 % (2.5 to 100.0) |"):
         assert line in page, line
-    assert "calibration error: dev 0.0 points" in page and "; dev-b 25.0 points" in page
-    assert "other than by default: lr=0.5. Minutes: training 1.5" in page
-    assert "20 of 20 errors" in page and "Not read yet: dev/" in page
+    assert ("On dev as far as can be seen: the labels predicted have 75.0 % on average, 75.0 % of "
+            "them are right; expected calibration error 0.0 points" in page)
+    assert ("On dev-b no, too unsure: the labels predicted have 75.0 % on average, 100.0 % of them "
+            "are right; expected calibration error 25.0 points" in page)
+    assert "; lr=0.5; all else by default. Minutes: training 1.5" in page
+    assert "20 of 20 errors were drawn by a fixed seed; one reader has labelled 1 of" in page and "Not read yet: dev/" in page
     assert re.search(r"\| test \| 40 \| 50\.0 % \(33\.8 to 66\.2\) \| 7\d\.\d % \(\S+ to \S+\) \| dev \|",
                      page)
     names = re.findall(r"!\[[^\]]{40,}\]\((figures/\w+\.png)\)", page)

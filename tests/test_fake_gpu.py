@@ -1,4 +1,4 @@
-"""Training on a pretended GPU: a CPU's numbers, all tensors on one device, few launches and waits.
+"""Training on a simulated GPU: a CPU's numbers, all tensors on one device, few launches and waits.
 
 The device (fake_gpu.py) computes on the CPU, refuses tensors of two devices as CUDA does, and
 counts. Before reviews went unpadded and numbers were read late, a step of 32 reviews through 12
@@ -35,7 +35,7 @@ MOST_WAITS = 1  # of a step: its loss and norm, which are read when the next one
 
 @pytest.fixture
 def device(monkeypatch, tmp_path):
-    """A pretended GPU, as work of its own `fake_gpu.Gpu` counts it."""
+    """A simulated GPU, as work of its own `fake_gpu.Gpu` counts it."""
     if not hasattr(torch, fake_gpu.NAME):
         fake_gpu.register()
     monkeypatch.setenv("FILIMDB_CACHE", str(tmp_path / "cache"))
@@ -48,7 +48,7 @@ def device(monkeypatch, tmp_path):
 
 @pytest.fixture(params=["padded", "unpadded"])
 def way(request, monkeypatch):
-    """Have the pretended GPU pad, or go without."""
+    """Have the simulated GPU pad, or go without."""
     go_unpadded(monkeypatch, request.param)
     return request.param
 

@@ -96,7 +96,7 @@ def test_what_was_set_is_not_chosen(machine, tiny_bert, capsys):
     params, _ = trained(tiny_bert, seq_len=40, epochs=1, precision="fp32")
     config = params["config"]
     assert (config.seq_len, config.epochs, config.precision) == (40, 1, "fp32")
-    assert "40 tokens (as asked) in fp32" in capsys.readouterr().out
+    assert "40 tokens (as set) in fp32" in capsys.readouterr().out
 
 
 @pytest.mark.skipif(not hasattr(torch, "autocast"), reason="this torch has no bf16 on a CPU")
@@ -131,7 +131,7 @@ def data():
 
 
 def labels_within_the_limit(data, params):
-    logits = grading.classify(data, params, Clock("cpu"))
+    logits, _ = grading.classify(data, params, Clock("cpu"))
     return {part: helpers.labels_of(logits[part]) for part in data}
 
 
@@ -169,13 +169,16 @@ def test_the_first_share_which_is_slower_as_any_first_call_chooses_nothing(machi
 def test_views_are_given_up_before_tokens(machine, params, data, capsys):
     once = tokens_to_read(data, 32) / 3
     machine(lambda n: 20 * 60 / once)  # 20 minutes for one reading of each review
-    logits = grading.classify(data, params, Clock("cpu"), seq_len=32, views=True)
+    logits, read = grading.classify(data, params, Clock("cpu"), seq_len=32, views=True)
+    assert [(row["seq_len"], row["views"]) for row in read] == [(32, True), (32, False)]
+    assert sum(row["reviews"] for row in read) == 210
     said = capsys.readouterr().out
     assert "1 of 3 readings of what is cut for the 208" in said and "time was up" not in said
     assert "tokens of a review" not in said
     assert {part: len(one) for part, one in logits.items()} == {"dev": 150, "dev-b": 60}
     machine(lambda n: 1e-6)
-    logits = grading.classify(data, params, Clock("cpu"), seq_len=32, views=True)
+    logits, read = grading.classify(data, params, Clock("cpu"), seq_len=32, views=True)
+    assert read == [{"seq_len": 32, "views": True, "reviews": 210}]
     for part in data:
         expected = helpers.classifier_logits(data[part].texts, params, seq_len=32, views=True)
         assert torch.allclose(logits[part], expected, atol=1e-5)
@@ -191,16 +194,67 @@ def test_past_the_limit_the_rest_is_called_what_most_were(machine, params, data,
     labels = predicted["dev"] + predicted["dev-b"]
     assert len(labels) == 210 and labels.count(usual) > 105
     machine(lambda n: 1e9)  # not even the first share
-    chances = torch.cat([one.softmax(1) for one in grading.classify(data, params, Clock("cpu")).values()])
+    logits, how = grading.classify(data, params, Clock("cpu"))
+    chances = torch.cat([one.softmax(1) for one in logits.values()])
+    assert how[-1]["seq_len"] == 0 and how[-1]["reviews"] > 200
     read = (chances != chances.mode(0)[0]).any(1)
     assert 0 < int(read.sum()) < 5, "the others have the share of the labels given"
     assert float(chances.mode(0)[0].max()) > 0.5
 
 
-def test_a_model_of_few_positions_reads_as_many_as_it_has(machine, tiny_bert):
+def test_a_model_of_few_positions_reads_as_many_as_it_has(machine, tiny_bert, monkeypatch):
     machine(lambda n: 1e-4)
-    plan = grading.plan_training(TEXTS, LABELS, dict(QUICK, model=tiny_bert), Clock("cpu"), 64)
+    original = helpers.load_bert
+
+    def few(*words, **more):
+        model, tokenizer = original(*words, **more)
+        model.config.max_position_embeddings = 64
+        return model, tokenizer
+
+    monkeypatch.setattr(helpers, "load_bert", few)
+    plan = grading.plan_training(TEXTS, LABELS, dict(QUICK, model=tiny_bert), Clock("cpu"))
     assert plan["seq_len"] == 64
+
+
+@pytest.mark.parametrize("epochs,seq_len", [(1, 512), (3, 128)])
+def test_the_epochs_that_were_set_are_what_there_must_be_time_for(epochs, seq_len, machine,
+                                                                  tiny_bert, capsys):
+    """The made-up reviews are read whole at 128 tokens or more, so longer ones must cost more."""
+    texts = [" ".join([text] * 8) for text in TEXTS]
+    machine(lambda n: 28 * 60 / 2.5 / (8 * WHOLE))  # two and a half passes at 512 tokens
+    plan = grading.plan_training(texts, LABELS, dict(QUICK, model=tiny_bert, epochs=epochs,
+                                                     precision="fp32"), Clock("cpu"))
+    assert plan["epochs"] == epochs
+    assert (plan["seq_len"] == 512) == (epochs == 1)
+    assert f"the longest with time for {epochs})" in capsys.readouterr().out
+
+
+def test_a_download_is_not_taken_for_the_time_of_loading(machine, tiny_bert, monkeypatch):
+    lying = machine(lambda n: 1e-4)
+    original, loads = helpers.load_bert, []
+
+    def load(*words, **more):
+        lying.now += 1 if loads else 300
+        loads.append(words)
+        return original(*words, **more)
+
+    monkeypatch.setattr(helpers, "load_bert", load)
+    plan = grading.plan_training(TEXTS, LABELS, dict(QUICK, model=tiny_bert), Clock("cpu"))
+    assert len(loads) == 2 and plan["max_minutes"] > 28 - 5.2 - 0.5
+
+
+def test_the_first_step_is_not_what_is_timed(monkeypatch, tiny_bert, cache, machine):
+    lying = machine(lambda n: 0)
+    steps = []
+    monkeypatch.setattr(grading, "one_step", lambda *_: steps.append(setattr(
+        lying, "now", lying.now + (9 if not steps else len(steps)))))
+    timed = grading.time_steps(helpers.load_bert(tiny_bert)[0], "abcd", None,
+                               helpers.make_config(), Clock("cpu"))
+    assert timed == [("b", 1), ("c", 2), ("d", 3)]
+    steps.clear()
+    monkeypatch.setattr(grading, "LONG", 0.001)
+    assert grading.time_steps(helpers.load_bert(tiny_bert)[0], "abcd", None, helpers.make_config(),
+                              Clock("cpu")) == [("a", 9)]
 
 
 def test_what_is_timed_is_split_where_memory_is_short(machine, tiny_bert, monkeypatch):
@@ -251,7 +305,7 @@ def test_pretraining_ends_in_time_on_as_many_texts_as_can_be_tokenized(machine, 
     clock = Clock("cpu")
     texts, overrides = grading.plan_pretraining(
         [TEXTS], dict(QUICK, model=tiny_bert, seq_len=32), clock)
-    assert 70 <= len(texts) <= 140 and set(texts) < set(TEXTS)
+    assert 120 <= len(texts) <= 140 and set(texts) < set(TEXTS)
     assert 0 < overrides["max_minutes"] < clock.left()
     helpers.pretrain(texts, **overrides)
     assert (lying.now - 1e9) / 60 <= 28
@@ -269,6 +323,9 @@ def test_evaluate_keeps_the_limits(named, tmp_path, tiny_bert, cache, monkeypatc
                               *options(epochs=1)]) == 0
     assert said.getvalue().count("grading: ") == 2, said.getvalue()
     record = json.loads((tmp_path / "run.json").read_text())
+    assert sum(row["reviews"] for row in record["read"]) == sum(
+        len(labels) for labels in predictions(out).values())
+    assert record["trained"]["steps"] > 0 and record["trained"]["epochs"] > 0
     assert set(record["minutes"]) == {"pretraining", "training", "classification"}
     assert max(record["minutes"].values()) < 28 and record["settings"]["max_minutes"] > 20
     assert record["model"] == tiny_bert and os.listdir(str(cache / "pretrained")) == []

@@ -24,7 +24,7 @@ def trial(correct="11110", n_train=7, mark="", **overrides):
     """A trial's row as studies.run_trial makes it, of the run's basic setting but for overrides."""
     config = helpers.make_config(**dict({"keep": "tail", "seq_len": 9, "epochs": 2, "lr": 0.1},
                                         **overrides))
-    accuracy = correct.count("1") / len(correct)
+    accuracy = correct.count("1") / max(1, len(correct))
     return {"seconds": 60, "device": "cpu", "model": "bert", "n_train": n_train, "mark": mark,
             "n_dev": len(correct), "history": [], "results_version": helpers.RESULTS_VERSION,
             "versions": runtime.VERSIONS,
@@ -69,9 +69,9 @@ def test_a_run_is_kept(finished):
     text = (root / "README.md").read_text(encoding="utf-8")
     assert text.startswith("# Mine\n") and text.endswith(reference.END + "tail\n")
     assert "old" not in text
-    assert ("2 trials of a small BERT on 7 training and 5 dev reviews, 1 seed, took 2 minutes on cpu: "
-            "they tell two models apart") in text and "decide nothing about methods" in text
-    assert ("| **1** environment | 80.0 ± 1.0 % \\| n. | supported | "
+    assert ("2 trials of a small BERT on 3 to 7 training and 5 dev reviews, with 1 to 2 seeds, 2 "
+            "minutes of training on cpu: they tell two models apart") in text and "decide nothing about methods" in text
+    assert ("| **1** environment | What of 01_one? 80.0 ± 1.0 % \\| n. | supported | "
             "[01, Q1](notebooks/01_one.ipynb) |") in text
     assert "80.0 ± 1.0 % \\| n. | contradicted | [02, Q1]" in text
     assert "| **R5** weight decay, dropout, attention dropout | not run yet |  |  |" in text
@@ -215,18 +215,20 @@ def test_trials_that_differ_in_one_setting(finished):
                            n_train=3, epochs=10)
     assert list(few["n_train"]) == [3], "of notebook 08"
     all_of_train = {"parameters": dict(run["parameters"], n_train=0)}
-    assert list(reference.varied(table, all_of_train, "lr").index) == [0, 1, 2, 4]
+    assert list(reference.varied(table, all_of_train, "lr").index) == [4], "the most, not fewer"
     in_bf16 = dict(trial(), config=dict(trial()["config"], precision="bf16"))
-    for precision, expected in (("bf16", [1]), ("auto", [0, 1]), ("fp32", [0])):
+    for precision, expected in (("bf16", [1, 2]), ("auto", [1, 2]), ("fp32", [0])):
         given = {"parameters": dict(RUN["parameters"], precision=precision)}
-        assert list(reference.varied(effects.as_table([trial(), in_bf16]), given,
-                                     "lr").index) == expected
+        found = reference.varied(effects.as_table([trial(), in_bf16, dict(in_bf16, config=dict(
+            in_bf16["config"], lr=0.2))]), given, "lr")
+        assert list(found.index) == expected and reference.tried(found, "lr")
 
 
 def test_what_the_trials_say_of_a_recipe(finished):
     right = ["1" * 20, "1" * 12 + "0" * 8, "1" * 11 + "0" * 9]
     table = effects.as_table([
-        trial(right[0]), trial(right[1], lr=0.2), trial("0" * 20, lr=0.4, mark="diverged"),
+        trial(right[0]), trial(right[1], lr=0.2), trial("", lr=0.4, mark="diverged"),
+        trial("1" * 10 + "0" * 10, lr=0.5, mark="collapsed"),
         trial(right[2], keep="head", seq_len=512), trial(right[1], keep="tail", seq_len=512),
         trial(right[1], weight_decay=0.01),
         trial(right[1], optimizer="adamw"), trial(right[2], optimizer="adamw", weight_decay=0.01)])
@@ -236,17 +238,20 @@ def test_what_the_trials_say_of_a_recipe(finished):
         found = reference.choices_of(recipe, {}, table, RUN)
         return {line.split("|")[1].strip(): line for line in found[2:]}
 
+    assert "| views | none; seen on all of dev" in said(lr=0.1, views=True)["views"]
     lines = said(lr=0.1, keep="head")
     assert "0.1: 100.0 % (90.2 to 100.0; 1 seed), 0.2: 60.0 % (" in lines["lr"]
-    assert ", 0.4: failed | 0.1 | the highest, and chosen |" in lines["lr"]
+    assert ", 0.4: failed, 0.5: 50.0 % (" in lines["lr"]
+    assert "; 1 seed, 1 failed) | 0.1 | the highest, and chosen |" in lines["lr"]
     assert "| head | keep tail against head: +5.0 points (95 % int" in lines["keep (seq_len 512)"]
     assert "of these two models; undecided" in lines["keep (seq_len 512)"]
     assert "| 0.2 | lr 0.1 against 0.2: +40.0 points (" in said(lr=0.2)["lr"]
     assert "| 0.3 | the recipe's was not tried |" in said(lr=0.3)["lr"]
-    assert "| 0 | the highest, and chosen |" in lines["weight_decay (optimizer adam)"]
-    assert "| adam | another optimizer |" in lines["weight_decay (optimizer adamw)"]
+    assert "| 0 | the highest, and chosen |" in lines["weight_decay (optimizer adam, epochs 2)"]
+    assert "| adam | another optimizer |" in lines["weight_decay (optimizer adamw, epochs 2)"]
     assert set(lines) == {"lr", "keep (seq_len 512)", "MLM pretraining",
-                          "weight_decay (optimizer adam)", "weight_decay (optimizer adamw)"}
+                          "weight_decay (optimizer adam, epochs 2)",
+                          "weight_decay (optimizer adamw, epochs 2)"}
     assert "best" not in "".join(lines.values())  # no test has said so
 
 
@@ -332,6 +337,24 @@ def test_a_recipe_that_fails_is_not_kept(finished, tmp_path, capsys):
     assert sorted(os.listdir(str(root / "results"))) == before
 
 
+def test_a_recipe_without_dev_labels_is_not_kept_by_half(finished, tmp_path, monkeypatch, capsys):
+    root, out = finished
+    assert reference.main([str(out)]) == 0
+    data = write_reviews(tmp_path / "F")
+    os.remove(str(data / "dev.labels"))
+
+    def evaluated(arguments):
+        (tmp_path / "p.tsv").write_text("dev/0\tpos\n")
+        files.save_json(arguments[-1], {"predictions": str(tmp_path / "p.tsv"), "data": str(data)})
+        return 0
+
+    monkeypatch.setattr(evaluate, "main", evaluated)
+    before = sorted(os.listdir(str(root / "results")))
+    assert reference.main(["--recipe", "--data", str(data)]) == 2
+    assert "has no labels" in capsys.readouterr().err
+    assert sorted(os.listdir(str(root / "results"))) == before
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(not os.path.exists(os.path.join(reference.REFERENCE, "recipe.json")) or
                     not os.path.exists(str(ROOT / "data" / "FILIMDB" / "dev.labels")),
@@ -378,9 +401,12 @@ def test_readme_is_short():
 
 def test_readmes_table_says_a_comparison_briefly():
     said = ("Tail against head, averaged over k = 8, 16: +3.9 points (unadjusted 95 % interval +1.6 to "
-            "+6.2; 3 seeds, 2,000 reviews): better (p = 0.028 by Holm over 3 comparisons). More.")
-    assert reference.briefly(said) == (
-        "Tail against head, on average: +3.9 points (+1.6 to +6.2): better (p = 0.028).")
+            "+6.2; 3 seeds, 2,000 reviews): better (p = 0.028 by Holm over 3 comparisons).")
+    short = "Tail against head, on average: +3.9 points (+1.6 to +6.2): better (p = 0.028)."
+    assert reference.briefly(said + " More.") == short
+    assert reference.briefly(f"{said} {said}") == f"{short} {short}", "there is room for two"
+    assert reference.briefly(" ".join([said] * 5)) == f"{short} {short} … and 3 comparisons more"
+    assert reference.briefly(f"One thing. {said}") == "One thing. … and 1 comparison more"
     assert reference.briefly("The smallest k, of k = 8, 16: head: 8; tail: none.") == (
         "The smallest k: head: 8; tail: none.")
 
