@@ -487,7 +487,7 @@ def points_table(pages):
             said = "not run yet"
             if row["answer"]:
                 whole = pages[row["notebook"]]["answers"][row["place"] - 1]["answer"]
-                said = f"{row['question']} {briefly(whole)}"
+                said = f"*{row['question']}* {briefly(whole)}"
             place = listed(filter(None, (row["notebook"][:2], row["number"])))
             lines.append(table_row(f"**{point}** {title}" if row is rows[0] else "", said,
                                    row["verdict"], f"[{place}](notebooks/{row['notebook']}.ipynb)"

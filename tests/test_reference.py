@@ -71,7 +71,7 @@ def test_a_run_is_kept(finished):
     assert "old" not in text
     assert ("2 trials of a small BERT on 3 to 7 training and 5 dev reviews, with 1 to 2 seeds, 2 "
             "minutes of training on cpu: they tell two models apart") in text and "decide nothing about methods" in text
-    assert ("| **1** environment | What of 01_one? 80.0 ± 1.0 % \\| n. | supported | "
+    assert ("| **1** environment | *What of 01_one?* 80.0 ± 1.0 % \\| n. | supported | "
             "[01, Q1](notebooks/01_one.ipynb) |") in text
     assert "80.0 ± 1.0 % \\| n. | contradicted | [02, Q1]" in text
     assert "| **R5** weight decay, dropout, attention dropout | not run yet |  |  |" in text
