@@ -27,7 +27,8 @@ reference: data/FILIMDB minilm  ## profile small on real reviews -> results/refe
 	$(VENV) report.py --profile small --jobs 2 $(ARGS)
 	$(VENV) reference.py build/small
 
-# Chosen on dev by trials; what is not named here evaluate.py chooses by the machine's speed.
+# keep and lr by trials on dev, lr and views by full-size runs on dev too; what is not named here
+# evaluate.py chooses by the machine's speed.
 RECIPE := --grading --no-pretrain --set keep=head+tail --set lr=1e-4 --set views=True
 
 recipe: data/FILIMDB minilm  ## the recipe on all of train, and where it errs -> results/reference

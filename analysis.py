@@ -227,9 +227,10 @@ def calibration_text(parts, out):
         counts.plot([row["probability"] for row in rows],
                     [100 * row["n"] / len(part.ids) for row in rows], mark + "-", color=colour)
         error, by_chance = calibration_error(part.chance, part.truth), error_by_chance(part.chance)
-        sure, right = 100 * confidence(part.chance), accuracy(part)[0]
-        verdict = ("as far as can be seen" if error <= by_chance else
-                   "no, too sure" if sure > right else "no, too unsure")
+        sure, (right, low, high) = 100 * confidence(part.chance), accuracy(part)
+        verdict = ("as far as can be seen" if error <= by_chance else "no, too sure" if sure > high
+                   else "no, too unsure" if sure < low else
+                   "no, though neither too sure nor too unsure on the whole")
         said.append(f"On {name} {verdict}: the labels predicted have {sure:.1f} % on average, "
                     f"{right:.1f} % of them are right; expected calibration error {error:.1f} "
                     f"points (by chance alone up to {by_chance:.1f}, in 95 % of samples).")
@@ -259,7 +260,7 @@ def length_text(parts, params, out):
                         f"{100 * right[name].mean():.1f} %. Cutting takes "
                         f"{in_points(difference(right['dev'], right[name], True))}, of which the "
                         f"verdict that stood elsewhere is a part; a dev-b review, as long but "
-                        f"whole, is right more often by "
+                        f"whole, is classified rightly more often by "
                         f"{in_points(difference(right['dev-b'], right[name], False))}.")
     for (name, hits), colour, mark in zip(right.items(), figures.COLOURS, "os^vDP"):
         rows = by_length(lengths[name], hits, 8 if name == "dev" else 4)
@@ -288,8 +289,7 @@ def errors_text(dev, path, out):
     kinds, lines = read_kinds(path, ids), ["", "## Errors on dev, by kind", ""]
     unread = [i for i in ids if i not in kinds]
     lines += [f"{len(ids)} of {int((dev.said != dev.truth).sum()):,} errors were drawn by a fixed "
-              f"seed; one reader has labelled {len(kinds)} of them (errors.tsv); how far a second "
-              f"one agreed: [EXPERIMENTS.md](../../../EXPERIMENTS.md)."]
+              f"seed; one reader has labelled {len(kinds)} of them (errors.tsv)."]
     if kinds:
         rows, truth = [], dict(zip(dev.ids, dev.truth))
         for kind, count in Counter(kinds.values()).most_common():
@@ -375,7 +375,7 @@ def show_errors(dev, errors):
     drawn = draw_errors(dev)
     kinds = read_kinds(errors, [dev.ids[i] for i in drawn])
     for i in sorted(drawn, key=lambda i: dev.ids[i] in kinds):
-        print(f"\n{dev.ids[i]}\tis {LABELS[dev.truth[i]]}, called {LABELS[dev.said[i]]}, "
+        print(f"\n{dev.ids[i]}\tis {LABELS[dev.truth[i]]}, predicted {LABELS[dev.said[i]]}, "
               f"{kinds.get(dev.ids[i], 'not read yet')}\n{dev.texts[i]}")
     print(f"\nkinds: {listed(KINDS)}; a line ID<TAB>kind<TAB>note each goes to {errors}")
 

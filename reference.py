@@ -34,7 +34,7 @@ from runtime import VERSIONS
 REFERENCE = os.path.join(HERE, "results", "reference")
 LONGEST = 200  # characters of an answer in README's table
 SHOWN = "report.png"  # README's picture of a page, the one figure that no page makes
-COMPARISON = re.compile(r" points \(\S+ to \S+?\):")  # by `one_line`
+COMPARISON = re.compile(r" points \([^()]* to [^()]*\):")
 BEGIN, END = "<!-- reference: begin -->\n", "<!-- reference: end -->\n"
 
 
@@ -156,7 +156,7 @@ def bring_back(out):
 def run_recipe(arguments):
     """Run evaluate.py; keep its record and its predictions; return its exit code.
 
-    They are kept together or not at all: what was kept before stays where the new ones lack dev.
+    What was kept before stays where the new predictions can't be measured on dev.
     """
     n_dev = read_json(REFERENCE, "run.json")["parameters"]["n_dev"]
     with tempfile.TemporaryDirectory() as folder:
@@ -283,10 +283,11 @@ def accuracy_of(row):
 
 def tried(trials, key):
     """Return what trials give by the value of a key, as text; those that collapsed count."""
-    failed = trials[trials["failed"] != ""].groupby(key).size()
+    collapsed = trials[(trials["failed"] != "") & (trials["correct"] != "")].groupby(key).size()
     said = []
     for row in effects.accuracies(trials, key, count_failed=True).to_dict("records"):
-        some = f", {failed.get(row[key])} failed" * (row[key] in failed)
+        some = f", {collapsed.get(row[key])} of them collapsed" * (row[key] in collapsed)
+        some += f", {row['failed']} diverged" * (row["failed"] > 0)
         said.append(f"{effects.short(row[key])}: " + (
             f"{accuracy_of(row)[:-1]}; {effects.number_of(row['seeds'], 'seed')}{some})"
             if row["seeds"] else "failed"))
@@ -349,8 +350,9 @@ def trained_for(recipe):
     if done:
         said += f"; {done['steps']:,} steps, {done['epochs']:.2f} epochs"
     for row in recipe.get("read", ()):
-        said += f"; {row['reviews']:,} reviews classified by {row['seq_len']} tokens"
-        said += f", those that are cut {len(helpers.TRUNCATIONS)} times" * row["views"]
+        said += f"; {row['reviews']:,} reviews classified by at most {row['seq_len']} tokens" if (
+            row["seq_len"]) else f"; {row['reviews']:,} reviews not read, given the usual label"
+        said += f", longer ones in {len(helpers.TRUNCATIONS)} readings" * row["views"]
     return said
 
 
@@ -358,10 +360,11 @@ def recipe_text(recipe, pages, trials, run):
     """Return the page's text on the recipe: its command, accuracies, how it was chosen."""
     stack = " ".join(f"{name} {version}" for name, version in sorted(recipe["versions"].items()))
     minutes = listed(f"{phase} {value:.1f}" for phase, value in sorted(recipe["minutes"].items()))
-    taken = dict(vars(helpers.make_config()), **recipe["settings"])
+    taken = dict(vars(helpers.make_config()), **dict({"precision": "fp32"}, **recipe["settings"]))
+    given = {word.split("--set=")[-1].split("=")[0] for word in recipe["arguments"]}
     chosen = [f"{key}={taken[key]}" for key in ("seq_len", "precision", "epochs")
-              if not any(word.startswith(key + "=") for word in recipe["arguments"])]
-    by_clock = f" ({listed(chosen)}: by the clock)" if "--grading" in recipe["arguments"] else ""
+              if "--grading" in given and key not in given]
+    by_clock = f" ({listed(chosen)}: by --grading)" * bool(chosen)
     lines = ["", "## The recipe", "", "One model, trained on the whole train part, its settings "
              f"chosen on dev by the trials below{by_clock}; {recipe['seen']}. Minutes: {minutes} "
              f"({recipe['device']}, {recipe['cores']} cores; {stack}){trained_for(recipe)}. "
@@ -503,7 +506,7 @@ def counted(pages):
 
 
 def what_it_can_show(run):
-    """Return one sentence: what the run was, and which differences it can see."""
+    """Return what the run was, and which differences it can see."""
     parameters = run["parameters"]
     given = [parameters, *(own for own in parameters.values() if isinstance(own, dict))]
     n_train = {own[key] or "all" for own in given for key in ("n_train", "n_few") if key in own}
@@ -512,8 +515,9 @@ def what_it_can_show(run):
     seeds, n_dev = len(parameters["seeds"]), parameters["n_dev"]
     head = (f"{effects.number_of(run['trials'], 'trial')} of "
             f"{run['weights'] or parameters['model']} on {spread(n_train)} training and "
-            f"{n_dev or 'all'} dev reviews, with {spread(n_seeds)} seeds, "
-            f"{run['trial_minutes']:.0f} minutes of training on {' and '.join(run['devices'])}")
+            f"{spread({n_dev or 'all'})} dev reviews, with {spread(n_seeds)} "
+            f"seed{'s' * (n_seeds != {1})}, took {run['trial_minutes']:.0f} minutes of training "
+            f"on {' and '.join(run['devices'])}")
     if seeds == 1:
         return (f"{head}: they tell two models apart that differ by "
                 f"{effects.smallest_visible(1, n_dev or 10000):.1f} points four times in five, "
@@ -531,19 +535,21 @@ def spread(values):
 
 
 def table_of(pages, run, recipe):
-    """Return what README says of the reference run: one sentence, the recipe's, the points."""
+    """Return what README says of the reference run: what it was, the recipe's, the points."""
     missing = listed(name[:2] for name in notebooks() if name not in pages)
     lines = [what_it_can_show(run) + f" Not run yet: notebooks {missing}." * bool(missing)]
-    if recipe and len(recipe["unseen"]) == 3:  # less: the choice saw all of dev
+    if recipe and len(recipe["unseen"]) == 3:  # less: the trials saw all of dev
         row = recipe["unseen"][-1]
         lines[0] += (f" The recipe, trained on all of train, gets {row['accuracy']:.1f} % (95 % "
                      f"interval {row['low']:.1f} to {row['high']:.1f}) of the {row['n']:,} dev "
-                     f"reviews right that neither the trials nor its training saw, "
+                     f"reviews right that neither the trials nor its training saw (full-size "
+                     f"runs of other settings did), "
                      f"{above_tfidf(row)} points above TF-IDF over words and word pairs.")
     margin = effects.MARGINS.get(run["parameters"]["profile"], effects.MARGINS["small"])
-    lines.append("Outcome: of what the page expected beforehand. Better, worse: p < "
-                 f"{effects.LEVEL:g}; equivalent: else, where the whole interval lies within "
-                 f"{margin:g} points of 0; undecided: neither.")
+    lines.append("Outcome: whether what the page expected beforehand was supported, contradicted "
+                 f"or left undecided. In an answer, better, worse: p < {effects.LEVEL:g}; "
+                 f"equivalent: else, where the whole interval lies within {margin:g} points of 0; "
+                 "undecided: neither.")
     return "\n".join([lines[0], "", *lines[1:], "", *points_table(pages), "",
                       f"All answers ({counted(pages)}), the recipe, published figures: "
                       "[results/reference](results/reference/README.md)."]) + "\n"

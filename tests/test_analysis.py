@@ -117,9 +117,9 @@ def test_what_length_explains(monkeypatch, tmp_path):
     assert "Dev 100.0 %, dev-b 50.0 %: 50.0 points apart." in text
     head, tail = re.findall(r"cut to the (?:head|tail) .*", text)
     assert "has: 100.0 %. Cutting takes 0.0 points (" in head
-    assert "whole, is right more often by -50.0 points (-55" in head
+    assert "whole, is classified rightly more often by -50.0 points (-55" in head
     assert "has: 0.0 %. Cutting takes 100.0 points (" in tail
-    assert "is right more often by 50.0 points (44" in tail
+    assert "is classified rightly more often by 50.0 points (44" in tail
     assert "From bin to bin: dev 100.0 to 100.0 %; dev-b 0.0 to 100.0 %; head of dev 1" in text
     assert os.path.exists(str(tmp_path / "figures" / "accuracy_by_length.png"))
     alone = "\n".join(analysis.length_text({"dev": dev, "dev-b": short}, None, str(tmp_path)))
@@ -225,7 +225,7 @@ def test_errors_are_printed_to_be_read(made_up, capsys):
     assert analysed(made_up, "--texts") == (0, "")
     said = capsys.readouterr().out
     texts = helpers.read_lines(str(made_up / "data" / "dev.texts"))
-    heads = re.findall(r"(?m)^(dev/\d+)\tis (neg|pos), called (neg|pos), (.*)\n(.*)$", said)
+    heads = re.findall(r"(?m)^(dev/\d+)\tis (neg|pos), predicted (neg|pos), (.*)\n(.*)$", said)
     assert len(heads) == 20 and heads[-1][0] == "dev/8" and heads[-1][3] == "plot mood"
     for review, label, called, state, text in heads:
         assert label != called and text == texts[int(review[4:])].strip()

@@ -275,7 +275,7 @@ SETTINGS = [Row("--set " + setting, None, ["--set", setting], words) for setting
     ("lr=[1", ["lr='[1'"]), ("lr=None", ["lr=None"]), ("lr=True", ["lr=True"]),
     ("seq_len=0", ["seq_len=0", "3 or more"]), ("seq_len=2", ["seq_len=2", "3 or more"]),
     ("seq_len=513", ["seq_len=513", "512 positions"]), ("seq_len=64.0", ["seq_len=64.0", "int"]),
-    ("pretrain.seq_len=513", ["seq_len=513", "512 positions"]),
+    ("pretrain.seq_len=513", ["pretrain.seq_len=513", "512 positions"]),
     ("words=-1", ["words=-1", "0 or more"]), ("words=1.5", ["words=1.5", "int"]),
     ("batch_size=0", ["batch_size=0", "1 or more"]), ("epochs=0", ["epochs=0", "1 or more"]),
     ("accumulation=0", ["accumulation=0", "1 or more"]),

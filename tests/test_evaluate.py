@@ -18,6 +18,7 @@ import checkpoints
 import evaluate
 import handin
 import helpers
+from files import InputError
 
 PARTS = ["train", "dev", "test", "dev-b", "test-b"]
 LABELLED = ["train", "dev", "dev-b"]
@@ -374,6 +375,21 @@ def test_sigterm_saves_the_work(filimdb, tiny_bert, tmp_path, monkeypatch, capsy
     monkeypatch.setattr(helpers.run, "resume", resume)
     assert evaluate.main(argv) == 130
     assert int(re.search(r"(?m)^step (\d+)$", capsys.readouterr().out).group(1)) > 0
+
+
+@pytest.mark.parametrize("given,told", [
+    (["--load", "F"], "begins anew\n"), (["--load=F"], "begins anew\n"),
+    (["--load=F", "--grading"], "begins anew: --grading measures its budgets\n"),
+    (["--set", "lr=1e-4"], "resumes from the last checkpoint\n")])
+def test_who_is_stopped_hears_what_the_same_command_does(given, told, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["evaluate.py", *given])
+    assert evaluate.stopped(signal.SIGINT) == 130
+    assert capsys.readouterr().err == "evaluate.py: interrupted; the same command " + told
+
+
+def test_an_option_is_written_out():
+    with pytest.raises(InputError, match="--grad"):  # `stopped` would not know it for --grading
+        evaluate.parse_arguments(["--grad"])
 
 
 # ---- the course's harness ----------------------------------------------------------------------

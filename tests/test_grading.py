@@ -111,6 +111,29 @@ def test_bf16_is_taken_where_it_is_faster(monkeypatch, cache, tiny_bert, faster)
     assert plan["precision"] == ("bf16" if faster == 2.0 else "fp32") and plan["seq_len"] == 512
 
 
+@pytest.mark.skipif(not hasattr(torch, "autocast"), reason="this torch has no bf16 on a CPU")
+@pytest.mark.parametrize("faster", [1.05, 2.0])
+def test_bf16_is_taken_for_pretraining_too(monkeypatch, cache, tiny_bert, capsys, faster):
+    monkeypatch.setattr(grading, "time_pretraining", lambda *words: (
+        0.1, 1 / faster if words[4].precision == "bf16" else 1.0))
+    _, plan = grading.plan_pretraining([TEXTS], dict(QUICK, model=tiny_bert, seq_len=32),
+                                       Clock("cpu"))
+    expected = "bf16" if faster == 2.0 else "fp32"
+    assert plan["precision"] == expected and f", in {expected}, " in capsys.readouterr().out
+
+
+def test_a_length_that_memory_has_no_room_for_is_not_taken(monkeypatch, cache, tiny_bert, capsys):
+    def speed(model, tokens, label_ids, tokenizer, config, clock):
+        if config.seq_len > 256:
+            raise runtime.OutOfMemory("no more")
+        return grading.Speed(config.seq_len, config.precision, 1000, 100.0, 0.1)
+
+    monkeypatch.setattr(grading, "time_training", speed)
+    plan = grading.plan_training(TEXTS, LABELS, dict(QUICK, model=tiny_bert), Clock("cpu"))
+    assert plan["seq_len"] == 256
+    assert "256 tokens (the longest that memory has room for)" in capsys.readouterr().out
+
+
 # ---- classification -----------------------------------------------------------------------------
 
 @pytest.fixture(scope="module")
@@ -216,9 +239,9 @@ def test_a_model_of_few_positions_reads_as_many_as_it_has(machine, tiny_bert, mo
     assert plan["seq_len"] == 64
 
 
-@pytest.mark.parametrize("epochs,seq_len", [(1, 512), (3, 128)])
-def test_the_epochs_that_were_set_are_what_there_must_be_time_for(epochs, seq_len, machine,
-                                                                  tiny_bert, capsys):
+@pytest.mark.parametrize("epochs", [1, 3])
+def test_the_epochs_that_were_set_are_what_there_must_be_time_for(epochs, machine, tiny_bert,
+                                                                  capsys):
     """The made-up reviews are read whole at 128 tokens or more, so longer ones must cost more."""
     texts = [" ".join([text] * 8) for text in TEXTS]
     machine(lambda n: 28 * 60 / 2.5 / (8 * WHOLE))  # two and a half passes at 512 tokens

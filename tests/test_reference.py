@@ -69,7 +69,7 @@ def test_a_run_is_kept(finished):
     text = (root / "README.md").read_text(encoding="utf-8")
     assert text.startswith("# Mine\n") and text.endswith(reference.END + "tail\n")
     assert "old" not in text
-    assert ("2 trials of a small BERT on 3 to 7 training and 5 dev reviews, with 1 to 2 seeds, 2 "
+    assert ("2 trials of a small BERT on 3 to 7 training and 5 dev reviews, with 1 to 2 seeds, took 2 "
             "minutes of training on cpu: they tell two models apart") in text and "decide nothing about methods" in text
     assert ("| **1** environment | *What of 01_one?* 80.0 ± 1.0 % \\| n. | supported | "
             "[01, Q1](notebooks/01_one.ipynb) |") in text
@@ -242,7 +242,7 @@ def test_what_the_trials_say_of_a_recipe(finished):
     lines = said(lr=0.1, keep="head")
     assert "0.1: 100.0 % (90.2 to 100.0; 1 seed), 0.2: 60.0 % (" in lines["lr"]
     assert ", 0.4: failed, 0.5: 50.0 % (" in lines["lr"]
-    assert "; 1 seed, 1 failed) | 0.1 | the highest, and chosen |" in lines["lr"]
+    assert "; 1 seed, 1 of them collapsed) | 0.1 | the highest, and chosen |" in lines["lr"]
     assert "| head | keep tail against head: +5.0 points (95 % int" in lines["keep (seq_len 512)"]
     assert "of these two models; undecided" in lines["keep (seq_len 512)"]
     assert "| 0.2 | lr 0.1 against 0.2: +40.0 points (" in said(lr=0.2)["lr"]
@@ -406,6 +406,9 @@ def test_readmes_table_says_a_comparison_briefly():
     assert reference.briefly(said + " More.") == short
     assert reference.briefly(f"{said} {said}") == f"{short} {short}", "there is room for two"
     assert reference.briefly(" ".join([said] * 5)) == f"{short} {short} … and 3 comparisons more"
+    left_out = said.replace("2,000 reviews", "2,000 reviews; 1 failed trial left out")
+    assert reference.briefly(" ".join([left_out] * 3)).count("Tail against") == 1
+    assert reference.briefly(" ".join([left_out] * 3)).endswith(" … and 2 comparisons more")
     assert reference.briefly(f"One thing. {said}") == "One thing. … and 1 comparison more"
     assert reference.briefly("The smallest k, of k = 8, 16: head: 8; tail: none.") == (
         "The smallest k: head: 8; tail: none.")
