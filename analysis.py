@@ -118,11 +118,6 @@ def calibration_error(chance, truth):
     return 100 * float(np.abs(np.bincount(bins_of(chance), chance - truth)).sum()) / len(truth)
 
 
-def confidence(chance):
-    """Return the mean probability of the label that is predicted."""
-    return float(np.maximum(chance, 1 - chance).mean())
-
-
 def error_by_chance(chance):
     """Return the calibration error that perfect probabilities exceed in 5 % of samples."""
     random = np.random.RandomState(0)
@@ -164,7 +159,7 @@ def cut_to(texts, lengths, keep):
 
 
 def difference(first, second, paired):
-    """Return (difference, low, high) in points of two arrays of 0 and 1."""
+    """Return (difference, low, high) in points of two arrays of shares or of 0 and 1."""
     if paired:
         mean, half, _ = effects.estimate([first * 1.0 - second])
     else:
@@ -227,12 +222,14 @@ def calibration_text(parts, out):
         counts.plot([row["probability"] for row in rows],
                     [100 * row["n"] / len(part.ids) for row in rows], mark + "-", color=colour)
         error, by_chance = calibration_error(part.chance, part.truth), error_by_chance(part.chance)
-        sure, (right, low, high) = 100 * confidence(part.chance), accuracy(part)
-        verdict = ("as far as can be seen" if error <= by_chance else "no, too sure" if sure > high
-                   else "no, too unsure" if sure < low else
+        sure = np.maximum(part.chance, 1 - part.chance)  # the probability of the label predicted
+        more, low, high = difference(sure, part.said == part.truth, True)
+        verdict = ("as far as can be seen" if error <= by_chance else "no, too sure" if low > 0
+                   else "no, too unsure" if high < 0 else
                    "no, though neither too sure nor too unsure on the whole")
-        said.append(f"On {name} {verdict}: the labels predicted have {sure:.1f} % on average, "
-                    f"{right:.1f} % of them are right; expected calibration error {error:.1f} "
+        said.append(f"On {name} {verdict}: the labels predicted have {100 * sure.mean():.1f} % on "
+                    f"average, {accuracy(part)[0]:.1f} % of them are right ({more:+.1f} points, "
+                    f"{low:+.1f} to {high:+.1f}); expected calibration error {error:.1f} "
                     f"points (by chance alone up to {by_chance:.1f}, in 95 % of samples).")
     axes.set(xlabel="probability of pos, %", ylabel="reviews that are pos, %")
     counts.set(xlabel="probability of pos, %", ylabel="share of reviews, %")

@@ -540,17 +540,17 @@ def table_of(pages, run, recipe):
     lines = [what_it_can_show(run) + f" Not run yet: notebooks {missing}." * bool(missing)]
     if recipe and len(recipe["unseen"]) == 3:  # less: the trials saw all of dev
         row = recipe["unseen"][-1]
-        lines[0] += (f" The recipe, trained on all of train, gets {row['accuracy']:.1f} % (95 % "
-                     f"interval {row['low']:.1f} to {row['high']:.1f}) of the {row['n']:,} dev "
-                     f"reviews right that neither the trials nor its training saw (full-size "
-                     f"runs of other settings did), "
-                     f"{above_tfidf(row)} points above TF-IDF over words and word pairs.")
+        lines += ["", (f"The recipe, trained on all of train, gets {row['accuracy']:.1f} % (95 % "
+                       f"interval {row['low']:.1f} to {row['high']:.1f}) of the {row['n']:,} dev "
+                       f"reviews right that neither the trials nor its training saw (full-size "
+                       f"runs of other settings did), {above_tfidf(row)} points above TF-IDF over "
+                       f"words and word pairs.")]
     margin = effects.MARGINS.get(run["parameters"]["profile"], effects.MARGINS["small"])
-    lines.append("Outcome: whether what the page expected beforehand was supported, contradicted "
-                 f"or left undecided. In an answer, better, worse: p < {effects.LEVEL:g}; "
-                 f"equivalent: else, where the whole interval lies within {margin:g} points of 0; "
-                 "undecided: neither.")
-    return "\n".join([lines[0], "", *lines[1:], "", *points_table(pages), "",
+    lines += ["", (
+        "Outcome: whether what the page expected beforehand was supported, contradicted or left "
+        f"undecided. In an answer, better, worse: p < {effects.LEVEL:g}; equivalent: else, where "
+        f"the whole interval lies within {margin:g} points of 0; undecided: neither.")]
+    return "\n".join([*lines, "", *points_table(pages), "",
                       f"All answers ({counted(pages)}), the recipe, published figures: "
                       "[results/reference](results/reference/README.md)."]) + "\n"
 

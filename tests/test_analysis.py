@@ -201,10 +201,11 @@ def test_a_page_of_made_up_predictions(made_up):
                  "| dev-b | neg | 20 | 0 | 100.0 % (83.2 to 100.0) |",
                  "| plot mood | " + analysis.KINDS["plot mood"] + " | 1 | 0 | 100.0 % (2.5 to 100.0) |"):
         assert line in page, line
-    assert ("On dev as far as can be seen: the labels predicted have 75.0 % on average, 75.0 % of "
-            "them are right; expected calibration error 0.0 points" in page)
-    assert ("On dev-b no, too unsure: the labels predicted have 75.0 % on average, 100.0 % of them "
-            "are right; expected calibration error 25.0 points" in page)
+    for line in ("On dev as far as can be seen: the labels predicted have 75.0 % on average, 75.0 % "
+                 "of them are right (+0.0 points, -", "expected calibration error 0.0 points",
+                 "On dev-b no, too unsure: the labels predicted have 75.0 % on average, 100.0 % of "
+                 "them are right (-25.0 points, -", "calibration error 25.0 points"):
+        assert line in page, line
     assert "; lr=0.5; all else by default. Minutes: training 1.5" in page
     assert "20 of 20 errors were drawn by a fixed seed; one reader has labelled 1 of" in page and "Not read yet: dev/" in page
     assert re.search(r"\| test \| 40 \| 50\.0 % \(33\.8 to 66\.2\) \| 7\d\.\d % \(\S+ to \S+\) \| dev \|",
