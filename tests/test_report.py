@@ -212,8 +212,8 @@ def test_the_front_page_says_what_matters_in_order(gallery):
     text = " ".join(Page(gallery[1] / "index.html").text.split("</style>")[-1].split())
     parts = [
         "3a special tokens",
-        "2 answers: what was expected is supported by 1, contradicted by 0 and left undecided by 0, for which the "
-        "run is too small; 1 expected nothing.",
+        "2 answers: what was expected is supported by 1, contradicted by 0 and left undecided by 0; 1 expected "
+        "nothing.",
         "Its pages train on 320 reviews, measure on 200 of dev and use 3 seeds. So a difference between two "
         "methods of about 4.0 points is seen four times in five",
         "hardware an abacus", "checksum of data dddddddddddd", "checksum of weights eeeeeeeeeeee",
