@@ -18,15 +18,25 @@ VERDICTS = "supported", "contradicted", "undecided", ""  # of what was expected;
 ACCURACY = re.compile(r"(\d+\.\d)(?: ± \d+\.\d)? % \((?:\d+\.\d to \d+\.\d; )?\d+ seeds?\b[^)]*\)")
 
 
+def sentences(text):
+    """Return a text's sentences; a new one begins with a capital."""
+    return re.split(r"(?<=[.!?]) (?=[A-Z])", text)
+
+
 def first_sentence(text):
-    """Return a text's first sentence; a new one begins with a capital."""
-    return re.split(r"(?<=[.!?]) (?=[A-Z])", text)[0]
+    """Return a text's first sentence."""
+    return sentences(text)[0]
 
 
 def one_line(answer):
     """Return an answer's first sentence, of an interval its two ends alone."""
     return re.sub(r"\((?:unadjusted )?95 % interval ([^;)]+)(?:; \d+ seeds?, [\d,]+ reviews?)?\)",
                   r"(\1)", first_sentence(answer))
+
+
+def spread(values, text="{:,}".format):
+    """Return the range of some numbers as text: "200 to 300"."""
+    return " to ".join(dict.fromkeys(text(end) for end in (min(values), max(values))))
 
 
 def points_named(source):

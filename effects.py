@@ -83,6 +83,11 @@ FLOOR = 0.75  # the largest quarter that leaves no cell of the coverage test abo
 Estimate = namedtuple("Estimate", "mean half p")  # the interval: mean - half to mean + half
 
 
+def margin_of(profile):
+    """Return a profile's margin in points; for a profile of one's own that of small."""
+    return MARGINS.get(profile, MARGINS["small"])
+
+
 def variances(values):
     """Return (of the seeds, of the reviews, of their interaction): the mean's variance by each.
 

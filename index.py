@@ -10,7 +10,7 @@ from markupsafe import Markup
 
 import files
 import pages
-from assignment import best_accuracy, table_by_point
+from assignment import best_accuracy, spread, table_by_point
 
 STATES = "ok", "failed", "timeout", "interrupted", "not run"
 
@@ -32,11 +32,6 @@ def commit_of():
     names = [line[3:] for line in said[1].splitlines()]
     changed = ", ".join(names[:6]) + f" and {len(names) - 6} more" * (len(names) > 6)
     return said[0].strip() + f" (changed since: {changed})" * bool(changed)
-
-
-def spread(values, text="{:,}".format):
-    """Return the range of some numbers as text: "200 to 300"."""
-    return " to ".join(dict.fromkeys(text(end) for end in (min(values), max(values))))
 
 
 def summarize(status):

@@ -15,6 +15,7 @@ import argparse
 import collections
 import gzip
 import json
+import math
 import os
 import re
 import sys
@@ -27,7 +28,7 @@ import yaml
 import effects
 import evaluate
 import helpers
-from assignment import one_line, points_named, table_by_point
+from assignment import one_line, points_named, sentences, spread, table_by_point
 from files import HERE, InputError, open_atomically, save_json
 from runtime import VERSIONS
 
@@ -314,10 +315,15 @@ def judged(trials, key, chosen, margin):
         trials, key, chosen, margin=margin, count_failed=True) if effect.value == highest)
 
 
+def settings_of(recipe):
+    """Return all of a recipe's settings: a record leaves precision out where it was fp32."""
+    return dict(vars(helpers.make_config()), **dict({"precision": "fp32"}, **recipe["settings"]))
+
+
 def choices_of(recipe, pages, trials, run):
     """Return a table: what was tried on dev, what the recipe takes, what a test says of it."""
-    taken = dict(vars(helpers.make_config()), **recipe["settings"])
-    margin = effects.MARGINS.get(run["parameters"]["profile"], effects.MARGINS["small"])
+    taken = settings_of(recipe)
+    margin = effects.margin_of(run["parameters"]["profile"])
     lines = ["| setting | dev accuracy in the trials | the recipe takes | highest of them | "
              "notebook |", "|---|---|---|---|---|"]
     done = recipe.get("trained") or {}
@@ -360,7 +366,7 @@ def recipe_text(recipe, pages, trials, run):
     """Return the page's text on the recipe: its command, accuracies, how it was chosen."""
     stack = " ".join(f"{name} {version}" for name, version in sorted(recipe["versions"].items()))
     minutes = listed(f"{phase} {value:.1f}" for phase, value in sorted(recipe["minutes"].items()))
-    taken = dict(vars(helpers.make_config()), **dict({"precision": "fp32"}, **recipe["settings"]))
+    taken = settings_of(recipe)
     given = {word.split("--set=")[-1].split("=")[0] for word in recipe["arguments"]}
     chosen = [f"{key}={taken[key]}" for key in ("seq_len", "precision", "epochs")
               if "--grading" in given and key not in given]
@@ -462,11 +468,11 @@ def briefly(answer):
 
     That is its first sentence; where this is a comparison, the next ones too that fit.
     """
-    sentences = [re.sub(r", averaged over [^:]*:", ", on average:", re.sub(
+    brief = [re.sub(r", averaged over [^:]*:", ", on average:", re.sub(
         r" by Holm over \d+ comparisons|, of k = [\d, ]+(?=:)", "", one_line(sentence)))
-        for sentence in re.split(r"(?<=[.!?]) (?=[A-Z])", answer)]
-    compared = [sentence for sentence in sentences if COMPARISON.search(sentence)]
-    said = [shortened(sentences[0], LONGEST)]
+        for sentence in sentences(answer)]
+    compared = [sentence for sentence in brief if COMPARISON.search(sentence)]
+    said = [shortened(brief[0], LONGEST)]
     while said[-1] in compared and len(compared) > len(said) and len(
             " ".join([*said, compared[len(said)]])) <= LONGEST:
         said.append(compared[len(said)])
@@ -505,17 +511,22 @@ def counted(pages):
     return listed(f"{number} {word}" for word, number in outcomes.most_common())
 
 
+def or_all(n):
+    """Return a number as text; infinity is "all"."""
+    return "all" if n == math.inf else f"{n:,}"
+
+
 def what_it_can_show(run):
     """Return what the run was, and which differences it can see."""
     parameters = run["parameters"]
     given = [parameters, *(own for own in parameters.values() if isinstance(own, dict))]
-    n_train = {own[key] or "all" for own in given for key in ("n_train", "n_few") if key in own}
-    n_train |= set(parameters.get("sizes", ()))
+    n_train = [own[key] or math.inf for own in given for key in ("n_train", "n_few") if key in own]
+    n_train += parameters.get("sizes", [])
     n_seeds = {len(own[key]) for own in given for key in ("seeds", "control_seeds") if key in own}
     seeds, n_dev = len(parameters["seeds"]), parameters["n_dev"]
     head = (f"{effects.number_of(run['trials'], 'trial')} of "
-            f"{run['weights'] or parameters['model']} on {spread(n_train)} training and "
-            f"{spread({n_dev or 'all'})} dev reviews, with {spread(n_seeds)} "
+            f"{run['weights'] or parameters['model']} on {spread(n_train, or_all)} training and "
+            f"{or_all(n_dev or math.inf)} dev reviews, with {spread(n_seeds)} "
             f"seed{'s' * (n_seeds != {1})}, took {run['trial_minutes']:.0f} minutes of training "
             f"on {' and '.join(run['devices'])}")
     if seeds == 1:
@@ -526,12 +537,6 @@ def what_it_can_show(run):
             f"varies by 1 point (standard deviation) between seeds, sees one of "
             f"{effects.smallest_visible(seeds, n_dev or 10000, sd=1.0):.1f} points four times in "
             f"five; a smaller or more varied one less often, so \"undecided\" is no \"no\".")
-
-
-def spread(values):
-    """Return the smallest and the largest of some numbers as text; "all" is more than any."""
-    known = [f"{value:,}" for value in sorted(values - {"all"})] + ["all"] * ("all" in values)
-    return known[0] if len(known) == 1 else f"{known[0]} to {known[-1]}"
 
 
 def table_of(pages, run, recipe):
@@ -545,7 +550,7 @@ def table_of(pages, run, recipe):
                        f"reviews right that neither the trials nor its training saw (full-size "
                        f"runs of other settings did), {above_tfidf(row)} points above TF-IDF over "
                        f"words and word pairs.")]
-    margin = effects.MARGINS.get(run["parameters"]["profile"], effects.MARGINS["small"])
+    margin = effects.margin_of(run["parameters"]["profile"])
     lines += ["", (
         "Outcome: whether what the page expected beforehand was supported, contradicted or left "
         f"undecided. In an answer, better, worse: p < {effects.LEVEL:g}; equivalent: else, where "

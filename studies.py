@@ -72,7 +72,7 @@ class Study:
         self.data = helpers.load_filimdb(data_dir)
         self.train = helpers.subset(self.data["train"], n_train)
         self.dev = helpers.subset(self.data["dev"], n_dev)
-        self.margin = effects.MARGINS.get(profile, effects.MARGINS["small"])
+        self.margin = effects.margin_of(profile)
         self.answers = AnswerList()
         self.plan = []
         self.missing = []  # groups of trials that the store lacks: "control: 5 of 10"
